@@ -1,0 +1,8 @@
+// Functions marked ATS_HD compile for the host and, under nvcc, for the GPU: the maths that both share.
+#pragma once
+
+#if defined(__CUDACC__)
+#define ATS_HD __host__ __device__
+#else
+#define ATS_HD
+#endif

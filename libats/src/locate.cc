@@ -1,0 +1,90 @@
+// locate: from cells of the attention map to where their patches begin in the full-resolution image.
+#include <cmath>
+
+#include "core.h"
+
+namespace ats {
+namespace {
+
+constexpr const char* kOp = "locate";
+// Sizes up to here keep every product below within what a double and an int64 hold.
+constexpr int64_t kLargestSize = int64_t(1) << 52;
+
+int64_t cell_count(const ats_locate_options& options) {
+  int64_t cells = 1;
+  for (int axis = 0; axis < options.spatial; ++axis) cells = multiply_sizes({kOp, "grid"}, cells, options.grid[axis]);
+  return cells;
+}
+
+void check_sizes(const char* name, const int64_t* sizes, int spatial, int64_t lowest) {
+  for (int axis = 0; axis < spatial; ++axis)
+    if (sizes[axis] < lowest || sizes[axis] > kLargestSize)
+      fail("locate: %s must be at least %lld on every axis, got %s", name, static_cast<long long>(lowest),
+           shape_text(sizes, spatial).c_str());
+}
+
+ats_tensor origins_shape(const ats_tensor* indices, const ats_locate_options* options) {
+  check_described({kOp, "indices"}, indices, kInteger64, 2, 2, "(B, N)");
+  check_pointer({kOp, "options"}, options);
+  if (options->spatial < 1 || options->spatial > 3)
+    fail("locate: grid must have 1, 2 or 3 spatial axes, got %d", int(options->spatial));
+  check_sizes("grid", options->grid, options->spatial, 1);
+  check_sizes("low_shape", options->low, options->spatial, 1);
+  check_sizes("image_shape", options->image, options->spatial, 1);
+  check_sizes("patch_size", options->patch, options->spatial, 1);
+  check_sizes("receptive_field", options->receptive_field, options->spatial, 0);
+  for (int axis = 0; axis < options->spatial; ++axis)
+    if (options->receptive_field[axis] >= options->low[axis])
+      fail("locate: receptive_field must be smaller than low_shape, got %lld on axis %d of %s",
+           static_cast<long long>(options->receptive_field[axis]), axis,
+           shape_text(options->low, options->spatial).c_str());
+  cell_count(*options);
+  multiply_sizes({kOp, "indices"}, multiply_sizes({kOp, "indices"}, indices->shape[0], indices->shape[1]), 24);
+  return describe(ATS_INT64, {indices->shape[0], indices->shape[1], options->spatial});
+}
+
+}  // namespace
+}  // namespace ats
+
+using namespace ats;
+
+int ats_locate_shape(const ats_tensor* indices, const ats_locate_options* options, ats_tensor* origins) noexcept {
+  return guard([&] { *origins = origins_shape(indices, options); });
+}
+
+int ats_locate(const ats_tensor* indices, const ats_locate_options* options, const ats_tensor* origins,
+               const ats_executor* executor) noexcept {
+  return guard([&] {
+    const ats_tensor expected = origins_shape(indices, options);
+    check_tensor({kOp, "indices"}, indices, kInteger64, 2, 2, "(B, N)");
+    check_contiguous_from({kOp, "indices"}, *indices, 0);
+    check_output({kOp, "origins"}, origins, expected);
+    check_contiguous_from({kOp, "origins"}, *origins, 0);
+    const int64_t count = element_count(*indices), cells = cell_count(*options);
+    const int64_t* cell = data_of<int64_t>(*indices);
+    for (int64_t i = 0; i < count; ++i)
+      if (cell[i] < 0 || cell[i] >= cells)
+        fail("locate: indices must lie in [0, %lld), the cells of the grid %s; got %lld",
+             static_cast<long long>(cells), shape_text(options->grid, options->spatial).c_str(),
+             static_cast<long long>(cell[i]));
+
+    const int spatial = options->spatial;
+    int64_t* out = data_of<int64_t>(*origins);
+    parallel_for(executor, count, grain_for(8), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t rest = cell[i];
+        for (int axis = spatial - 1; axis >= 0; --axis) {
+          const double grid = double(options->grid[axis]), low = double(options->low[axis]);
+          const double field = double(options->receptive_field[axis]), patch = double(options->patch[axis]);
+          const double scale = double(options->image[axis]) / low;
+          const double step = (low - field) * scale / grid;
+          const double index = double(rest % options->grid[axis]);
+          rest /= options->grid[axis];
+          // nearbyint rounds half to even
+          out[i * spatial + axis] =
+              int64_t(std::nearbyint(field / 2.0 * scale + index * step + step / 2.0 - patch / 2.0));
+        }
+      }
+    });
+  });
+}

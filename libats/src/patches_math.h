@@ -1,0 +1,55 @@
+// Where the pixels of a patch come from: origins, scales and padding, along one axis at a time.
+#pragma once
+
+#include <ats/ats.h>
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace ats {
+
+constexpr int64_t kOutside = -1;
+
+// One spatial axis of a patch at one scale.
+struct Axis {
+  int64_t size;   // pixels of the image
+  int64_t patch;  // pixels of the patch
+  int64_t scale;  // image pixels a patch pixel averages
+};
+
+// Where mirroring without repeating the border comes round again.
+ATS_HD inline int64_t reflect_period(int64_t size) { return size > 1 ? 2 * (size - 1) : 1; }
+
+ATS_HD inline int64_t modulo(int64_t value, int64_t period) {
+  const int64_t rest = value % period;
+  return rest < 0 ? rest + period : rest;
+}
+
+// The first image pixel that the patch covers: origin - floor((scale - 1) * patch / 2), moved to an equivalent place
+// near the image, so that no origin, however far, can overflow.
+ATS_HD inline int64_t patch_start(const Axis& axis, int64_t origin, int padding) {
+  const int64_t shift = (axis.scale - 1) * axis.patch / 2;
+  const int64_t span = axis.scale * axis.patch;
+  if (padding == ATS_PAD_REFLECT) {
+    const int64_t period = reflect_period(axis.size);
+    const int64_t start = modulo(modulo(origin, period) - modulo(shift, period), period);
+    return start >= axis.size ? start - period : start;
+  }
+  // Beyond one span before the image or right behind it nothing changes any more.
+  if (origin < shift - span) return -span;
+  if (origin > axis.size && origin - axis.size > shift) return axis.size;
+  return origin - shift;
+}
+
+// The image pixel that stands at `position`, or kOutside where the fill stands.
+ATS_HD inline int64_t source_pixel(const Axis& axis, int64_t position, int padding) {
+  if (position >= 0 && position < axis.size) return position;
+  if (padding == ATS_PAD_CONSTANT) return kOutside;
+  if (padding == ATS_PAD_EDGE) return position < 0 ? 0 : axis.size - 1;
+  const int64_t period = reflect_period(axis.size);
+  const int64_t rest = modulo(position, period);
+  return rest < axis.size ? rest : period - rest;
+}
+
+}  // namespace ats

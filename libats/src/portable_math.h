@@ -1,0 +1,80 @@
+// exp and log from IEEE additions, multiplications and divisions alone, in one fixed order: the same bits on every
+// compiler, CPU and GPU (built without fused multiply-add). They decide which cell is drawn, so libm's, which differ
+// between machines in the last bit, will not do. Errors stay below 2 units in the last place.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "half.h"
+#include "host_device.h"
+
+namespace ats {
+
+constexpr double kLn2High = 0x1.62e42fefa3800p-1;  // 42 bits, so that small integers times it are exact
+constexpr double kLn2Low = 0x1.ef35793c76730p-45;
+
+// 2^n for -1022 <= n <= 1023.
+ATS_HD inline double power_of_two(int64_t n) { return bit_cast<double>(uint64_t(n + 1023) << 52); }
+
+// exp(x) for x <= 709; 0 below -746; NaN for NaN.
+ATS_HD inline double portable_exp(double x) {
+  if (x < -746.0) return 0.0;
+  if (x != x) return x;
+  // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^52 rounds to an integer in the low bits.
+  constexpr double kRound = 0x1.8p52;
+  const double shifted = x * 0x1.71547652b82fep0 + kRound;
+  const double n = shifted - kRound;
+  const double r = (x - n * kLn2High) - n * kLn2Low;
+  double p = 1.0 / 6227020800.0;  // Taylor's series; the first term left out is below 4e-18
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * r * r + r;  // exp(r) - 1
+  // Two factors, because 2^n alone may be subnormal.
+  const int64_t exponent = int64_t(n);
+  const int64_t half = exponent >> 1;
+  return ((1.0 + p) * power_of_two(half)) * power_of_two(exponent - half);
+}
+
+// log(x) for finite x > 0.
+ATS_HD inline double portable_log(double x) {
+  int64_t exponent = 0;
+  if (x < std::numeric_limits<double>::min()) {
+    x *= 0x1p54;
+    exponent = -54;
+  }
+  const uint64_t bits = bit_cast<uint64_t>(x);
+  exponent += int64_t(bits >> 52) - 1023;
+  double m = bit_cast<double>((bits & 0xfffffffffffffull) | 0x3ff0000000000000ull);
+  if (m > 1.4142135623730951) {
+    m *= 0.5;
+    exponent += 1;
+  }
+  // log m = 2 atanh(f), f = (m - 1) / (m + 1), |f| < 0.1716
+  const double f = (m - 1.0) / (m + 1.0);
+  const double s = f * f;
+  double p = 1.0 / 23.0;
+  p = p * s + 1.0 / 21.0;
+  p = p * s + 1.0 / 19.0;
+  p = p * s + 1.0 / 17.0;
+  p = p * s + 1.0 / 15.0;
+  p = p * s + 1.0 / 13.0;
+  p = p * s + 1.0 / 11.0;
+  p = p * s + 1.0 / 9.0;
+  p = p * s + 1.0 / 7.0;
+  p = p * s + 1.0 / 5.0;
+  p = p * s + 1.0 / 3.0;
+  const double n = double(exponent);
+  return n * kLn2High + (2.0 * f + (2.0 * f * s * p + n * kLn2Low));
+}
+
+}  // namespace ats

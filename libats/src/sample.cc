@@ -1,0 +1,153 @@
+// sample: draw cells without replacement (or with) at the cost of reading the weights once. See sample_math.h.
+#include "sample_rows.h"
+
+namespace ats {
+namespace {
+
+constexpr const char* kOp = "sample";
+
+template <typename T, bool Logits>
+void run(const ats_tensor& attention, const ats_tensor& rng, const ats_sample_options& options,
+         const SampleOutputs& outputs, void* workspace, const ats_executor* executor) {
+  using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  const int64_t n = options.n;
+  const uint64_t seed = uint64_t(data_of<int64_t>(rng)[0]);
+  const uint64_t offset = uint64_t(data_of<int64_t>(rng)[rng.strides[0]]);
+  for_each_tree<T, Logits>(
+      kOp, attention, n, workspace, executor, [&](int64_t r, RowState<T, Logits>& state) {
+        int64_t* indices = data_of<int64_t>(*outputs.indices) + r * n;
+        P* probabilities = data_of<P>(*outputs.probabilities) + r * n;
+        double threshold = 0.0;
+        data_of<double>(*outputs.log_mass)[r] = state.log_mass();
+        const int64_t drawn = draw_row(state, seed, offset + uint64_t(r), n, options.replace != 0, threshold,
+                                       [&](int64_t i, int64_t cell, double probability) {
+                                         indices[i] = cell;
+                                         probabilities[i] = P(probability);
+                                       });
+        data_of<P>(*outputs.threshold)[r] = P(threshold);
+        return drawn == n;
+      });
+}
+
+template <typename T>
+void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_tensor& indices,
+              const ats_tensor& probabilities, const double* log_mass, bool logits, const ats_tensor& d_attention,
+              const ats_executor* executor) {
+  using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  const int64_t rows = attention.shape[0], cells = row_cells(attention), n = indices.shape[1];
+  const P* grads = data_of<P>(grad);
+  const P* probs = data_of<P>(probabilities);
+  const auto weighted_sum = [&](int64_t r) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; ++i) sum += double(grads[r * n + i]) * double(probs[r * n + i]);
+    return sum;
+  };
+  const auto input = [&](int64_t r) { return data_of<const T>(attention) + r * attention.strides[0]; };
+  const auto output = [&](int64_t r) { return data_of<T>(d_attention) + r * d_attention.strides[0]; };
+
+  // d p_i / d w_k = ([k = q_i] - p_i) / W; for logits, d p_i / d x_k = p_i [k = q_i] - p_i p_k.
+  const int64_t chunks = chunk_count(cells);
+  parallel_for(executor, rows * chunks, grain_for(std::min(cells, kChunkCells)), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t r = item / chunks, first = item % chunks * kChunkCells;
+      const int64_t last = std::min(first + kChunkCells, cells);
+      const double sum = weighted_sum(r);
+      T* out = output(r);
+      if (logits) {
+        const T* x = input(r);
+        for (int64_t k = first; k < last; ++k)
+          out[k] = store_clamped<T>(-sum * portable_exp(double(load(x[k])) - log_mass[r]));
+      } else {
+        std::fill(out + first, out + last, store_clamped<T>(-sum * std::exp(-log_mass[r])));
+      }
+    }
+  });
+  parallel_for(executor, rows, grain_for(n), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const double scale = std::exp(-log_mass[r]);
+      for (int64_t i = 0; i < n; ++i) {
+        T& out = output(r)[data_of<int64_t>(indices)[r * n + i]];
+        const double factor = logits ? double(probs[r * n + i]) : scale;
+        out = store_clamped<T>(double(load(out)) + double(grads[r * n + i]) * factor);
+      }
+    }
+  });
+}
+
+void check_indices(const ats_tensor& indices, int64_t cells) {
+  const int64_t* cell = data_of<int64_t>(indices);
+  for (int64_t i = 0; i < element_count(indices); ++i)
+    if (cell[i] < 0 || cell[i] >= cells)
+      fail("sample_backward: indices must lie in [0, %lld), got %lld", static_cast<long long>(cells),
+           static_cast<long long>(cell[i]));
+}
+
+}  // namespace
+}  // namespace ats
+
+using namespace ats;
+
+int ats_sample_shape(const ats_tensor* attention, const ats_sample_options* options, ats_tensor* indices,
+                     ats_tensor* probabilities, ats_tensor* threshold, ats_tensor* log_mass) noexcept {
+  return guard([&] {
+    const SampleShapes shapes = sample_shapes(kOp, attention, options);
+    *indices = shapes.indices;
+    *probabilities = shapes.probabilities;
+    *threshold = shapes.threshold;
+    *log_mass = shapes.log_mass;
+  });
+}
+
+int ats_sample_workspace(const ats_tensor* attention, const ats_sample_options* options, size_t* bytes) noexcept {
+  return guard([&] {
+    sample_shapes(kOp, attention, options);
+    *bytes = size_t(RowsLayout(attention->shape[0], row_cells(*attention)).bytes());
+  });
+}
+
+int ats_sample(const ats_tensor* attention, const ats_tensor* rng, const ats_sample_options* options,
+               const ats_tensor* indices, const ats_tensor* probabilities, const ats_tensor* threshold,
+               const ats_tensor* log_mass, void* workspace, const ats_executor* executor) noexcept {
+  return guard([&] {
+    const SampleOutputs outputs{indices, probabilities, threshold, log_mass};
+    check_sample(kOp, attention, options, outputs, sample_shapes(kOp, attention, options));
+    check_tensor({kOp, "rng"}, rng, kInteger64, 1, 1, "(2,): seed, offset");
+    if (rng->shape[0] != 2) fail("sample: rng must have the shape (2,): seed, offset; got %s", shape_text(*rng).c_str());
+    if (attention->shape[0] == 0) return;
+    check_pointer({kOp, "workspace"}, workspace);
+    dispatch_floating(attention->dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      if (options->logits) run<T, true>(*attention, *rng, *options, outputs, workspace, executor);
+      else run<T, false>(*attention, *rng, *options, outputs, workspace, executor);
+    });
+  });
+}
+
+int ats_sample_backward(const ats_tensor* grad, const ats_tensor* attention, const ats_tensor* indices,
+                        const ats_tensor* probabilities, const ats_tensor* log_mass, int32_t logits,
+                        const ats_tensor* d_attention, const ats_executor* executor) noexcept {
+  return guard([&] {
+    constexpr const char* op = "sample_backward";
+    check_tensor({op, "attention"}, attention, kFloating, 2, ATS_MAX_DIMS, "(B, *grid)");
+    check_contiguous_from({op, "attention"}, *attention, 1);
+    check_tensor({op, "indices"}, indices, kInteger64, 2, 2, "(B, N)");
+    const ats_tensor drawn = describe(probability_dtype(attention->dtype), {attention->shape[0], indices->shape[1]});
+    const ats_tensor cells_drawn = describe(ATS_INT64, {attention->shape[0], indices->shape[1]});
+    check_output({op, "indices"}, indices, cells_drawn);
+    check_output({op, "probabilities"}, probabilities, drawn);
+    check_output({op, "grad"}, grad, drawn);
+    check_output({op, "log_mass"}, log_mass, describe(ATS_FLOAT64, {attention->shape[0]}));
+    check_output({op, "d_attention"}, d_attention, *attention);
+    check_contiguous_from({op, "d_attention"}, *d_attention, 1);
+    check_contiguous_from({op, "indices"}, *indices, 0);
+    check_contiguous_from({op, "probabilities"}, *probabilities, 0);
+    check_contiguous_from({op, "grad"}, *grad, 0);
+    check_contiguous_from({op, "log_mass"}, *log_mass, 0);
+    check_indices(*indices, row_cells(*attention));
+    dispatch_floating(attention->dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      backward<T>(*grad, *attention, *indices, *probabilities, data_of<double>(*log_mass), logits != 0, *d_attention,
+                  executor);
+    });
+  });
+}

@@ -1,0 +1,41 @@
+#include "sample_rows.h"
+
+namespace ats {
+
+SampleShapes sample_shapes(const char* op, const ats_tensor* attention, const ats_sample_options* options) {
+  check_described({op, "attention"}, attention, kFloating, 2, ATS_MAX_DIMS, "(B, *grid)");
+  check_pointer({op, "options"}, options);
+  const int64_t n = options->n;
+  if (n < 1) fail("%s: n must be at least 1, got %lld", op, static_cast<long long>(n));
+  int64_t cells = 1;
+  for (int axis = 1; axis < attention->ndim; ++axis)
+    cells = multiply_sizes({op, "attention"}, cells, attention->shape[axis]);
+  if (!options->replace && cells >= 0 && n > cells)
+    fail("%s: attention has %lld cells a row, and n = %lld asks for more", op, static_cast<long long>(cells),
+         static_cast<long long>(n));
+  const int64_t rows = attention->shape[0];
+  multiply_sizes({op, "n"}, multiply_sizes({op, "n"}, rows, n), 8);
+  const int dtype = probability_dtype(attention->dtype);
+  return {describe(ATS_INT64, {rows, n}), describe(dtype, {rows, n}), describe(dtype, {rows}),
+          describe(ATS_FLOAT64, {rows})};
+}
+
+void check_sample(const char* op, const ats_tensor* attention, const ats_sample_options* options,
+                  const SampleOutputs& outputs, const SampleShapes& shapes) {
+  (void)options;
+  check_tensor({op, "attention"}, attention, kFloating, 2, ATS_MAX_DIMS, "(B, *grid)");
+  check_contiguous_from({op, "attention"}, *attention, 1);
+  check_output({op, "indices"}, outputs.indices, shapes.indices);
+  check_output({op, "probabilities"}, outputs.probabilities, shapes.probabilities);
+  check_output({op, "threshold"}, outputs.threshold, shapes.threshold);
+  check_output({op, "log_mass"}, outputs.log_mass, shapes.log_mass);
+  for (const ats_tensor* t : {outputs.indices, outputs.probabilities, outputs.threshold, outputs.log_mass})
+    check_contiguous_from({op, "an output"}, *t, 0);
+}
+
+RowsLayout::RowsLayout(int64_t rows_, int64_t cells)
+    : shape(tree_shape(cells)), rows(rows_), chunks(chunk_count(cells)) {
+  doubles_per_row = shape.doubles + (shape.count[0] + 1) / 2;
+}
+
+}  // namespace ats
