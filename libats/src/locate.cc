@@ -57,22 +57,23 @@ int ats_locate(const ats_tensor* indices, const ats_locate_options* options, con
   return guard([&] {
     const ats_tensor expected = origins_shape(indices, options);
     check_tensor({kOp, "indices"}, indices, kInteger64, 2, 2, "(B, N)");
-    check_contiguous_from({kOp, "indices"}, *indices, 0);
     check_output({kOp, "origins"}, origins, expected);
-    check_contiguous_from({kOp, "origins"}, *origins, 0);
-    const int64_t count = element_count(*indices), cells = cell_count(*options);
-    const int64_t* cell = data_of<int64_t>(*indices);
+    const int64_t count = element_count(*indices), samples = indices->shape[1], cells = cell_count(*options);
+    const auto cell_at = [&](int64_t i) {
+      return data_of<int64_t>(*indices)[i / samples * indices->strides[0] + i % samples * indices->strides[1]];
+    };
     for (int64_t i = 0; i < count; ++i)
-      if (cell[i] < 0 || cell[i] >= cells)
+      if (cell_at(i) < 0 || cell_at(i) >= cells)
         fail("locate: indices must lie in [0, %lld), the cells of the grid %s; got %lld",
              static_cast<long long>(cells), shape_text(options->grid, options->spatial).c_str(),
-             static_cast<long long>(cell[i]));
+             static_cast<long long>(cell_at(i)));
 
     const int spatial = options->spatial;
-    int64_t* out = data_of<int64_t>(*origins);
     parallel_for(executor, count, grain_for(8), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        int64_t rest = cell[i];
+        int64_t rest = cell_at(i);
+        int64_t* out = data_of<int64_t>(*origins) + i / samples * origins->strides[0] +
+                       i % samples * origins->strides[1];
         for (int axis = spatial - 1; axis >= 0; --axis) {
           const double grid = double(options->grid[axis]), low = double(options->low[axis]);
           const double field = double(options->receptive_field[axis]), patch = double(options->patch[axis]);
@@ -81,7 +82,7 @@ int ats_locate(const ats_tensor* indices, const ats_locate_options* options, con
           const double index = double(rest % options->grid[axis]);
           rest /= options->grid[axis];
           // nearbyint rounds half to even
-          out[i * spatial + axis] =
+          out[axis * origins->strides[2]] =
               int64_t(std::nearbyint(field / 2.0 * scale + index * step + step / 2.0 - patch / 2.0));
         }
       }

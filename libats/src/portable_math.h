@@ -14,17 +14,17 @@ namespace ats {
 constexpr double kLn2High = 0x1.62e42fefa3800p-1;  // 42 bits, so that small integers times it are exact
 constexpr double kLn2Low = 0x1.ef35793c76730p-45;
 
-// 2^n for -1022 <= n <= 1023.
-ATS_HD inline double power_of_two(int64_t n) { return bit_cast<double>(uint64_t(n + 1023) << 52); }
+// 2^n for -1022 <= n <= 1023 (two's complement).
+ATS_HD inline double power_of_two(uint64_t n) { return bit_cast<double>((n + 1023u) << 52); }
 
-// exp(x) for x <= 709; 0 below -746; NaN for NaN.
+// exp(x) for x <= 709; 0 below -746 or so; NaN for NaN.
 ATS_HD inline double portable_exp(double x) {
-  if (x < -746.0) return 0.0;
-  if (x != x) return x;
+  // No branches, so that loops over it vectorise. NaN passes through the comparison and the arithmetic.
+  x = x < -800.0 ? -800.0 : x;
   // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^52 rounds to an integer in the low bits.
   constexpr double kRound = 0x1.8p52;
   const double shifted = x * 0x1.71547652b82fep0 + kRound;
-  const double n = shifted - kRound;
+  const double n = shifted - kRound;  // the low bits of `shifted` hold it as an integer
   const double r = (x - n * kLn2High) - n * kLn2Low;
   double p = 1.0 / 6227020800.0;  // Taylor's series; the first term left out is below 4e-18
   p = p * r + 1.0 / 479001600.0;
@@ -40,8 +40,9 @@ ATS_HD inline double portable_exp(double x) {
   p = p * r + 0.5;
   p = p * r * r + r;  // exp(r) - 1
   // Two factors, because 2^n alone may be subnormal.
-  const int64_t exponent = int64_t(n);
-  const int64_t half = exponent >> 1;
+  const uint64_t exponent = bit_cast<uint64_t>(shifted) - bit_cast<uint64_t>(kRound);
+  const uint64_t biased = exponent + 4096u;  // not negative, so that a plain shift halves it
+  const uint64_t half = (biased >> 1) - 2048u;
   return ((1.0 + p) * power_of_two(half)) * power_of_two(exponent - half);
 }
 

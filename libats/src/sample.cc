@@ -29,19 +29,24 @@ void run(const ats_tensor& attention, const ats_tensor& rng, const ats_sample_op
       });
 }
 
+// Element (row, i) of a (B, N) view.
+template <typename T>
+T& at(const ats_tensor& t, int64_t row, int64_t i) {
+  return data_of<T>(t)[row * t.strides[0] + i * t.strides[1]];
+}
+
 template <typename T>
 void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_tensor& indices,
-              const ats_tensor& probabilities, const double* log_mass, bool logits, const ats_tensor& d_attention,
+              const ats_tensor& probabilities, const ats_tensor& log_mass_view, bool logits, const ats_tensor& d_attention,
               const ats_executor* executor) {
   using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t rows = attention.shape[0], cells = row_cells(attention), n = indices.shape[1];
-  const P* grads = data_of<P>(grad);
-  const P* probs = data_of<P>(probabilities);
   const auto weighted_sum = [&](int64_t r) {
     double sum = 0.0;
-    for (int64_t i = 0; i < n; ++i) sum += double(grads[r * n + i]) * double(probs[r * n + i]);
+    for (int64_t i = 0; i < n; ++i) sum += double(at<P>(grad, r, i)) * double(at<P>(probabilities, r, i));
     return sum;
   };
+  const auto log_mass = [&](int64_t r) { return data_of<double>(log_mass_view)[r * log_mass_view.strides[0]]; };
   const auto input = [&](int64_t r) { return data_of<const T>(attention) + r * attention.strides[0]; };
   const auto output = [&](int64_t r) { return data_of<T>(d_attention) + r * d_attention.strides[0]; };
 
@@ -56,30 +61,30 @@ void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_ten
       if (logits) {
         const T* x = input(r);
         for (int64_t k = first; k < last; ++k)
-          out[k] = store_clamped<T>(-sum * portable_exp(double(load(x[k])) - log_mass[r]));
+          out[k] = store_clamped<T>(-sum * portable_exp(double(load(x[k])) - log_mass(r)));
       } else {
-        std::fill(out + first, out + last, store_clamped<T>(-sum * std::exp(-log_mass[r])));
+        std::fill(out + first, out + last, store_clamped<T>(-sum * std::exp(-log_mass(r))));
       }
     }
   });
   parallel_for(executor, rows, grain_for(n), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const double scale = std::exp(-log_mass[r]);
+      const double scale = std::exp(-log_mass(r));
       for (int64_t i = 0; i < n; ++i) {
-        T& out = output(r)[data_of<int64_t>(indices)[r * n + i]];
-        const double factor = logits ? double(probs[r * n + i]) : scale;
-        out = store_clamped<T>(double(load(out)) + double(grads[r * n + i]) * factor);
+        T& out = output(r)[at<int64_t>(indices, r, i)];
+        const double factor = logits ? double(at<P>(probabilities, r, i)) : scale;
+        out = store_clamped<T>(double(load(out)) + double(at<P>(grad, r, i)) * factor);
       }
     }
   });
 }
 
 void check_indices(const ats_tensor& indices, int64_t cells) {
-  const int64_t* cell = data_of<int64_t>(indices);
-  for (int64_t i = 0; i < element_count(indices); ++i)
-    if (cell[i] < 0 || cell[i] >= cells)
-      fail("sample_backward: indices must lie in [0, %lld), got %lld", static_cast<long long>(cells),
-           static_cast<long long>(cell[i]));
+  for (int64_t r = 0; r < indices.shape[0]; ++r)
+    for (int64_t i = 0; i < indices.shape[1]; ++i)
+      if (const int64_t cell = at<int64_t>(indices, r, i); cell < 0 || cell >= cells)
+        fail("sample_backward: indices must lie in [0, %lld), got %lld", static_cast<long long>(cells),
+             static_cast<long long>(cell));
 }
 
 }  // namespace
@@ -139,14 +144,10 @@ int ats_sample_backward(const ats_tensor* grad, const ats_tensor* attention, con
     check_output({op, "log_mass"}, log_mass, describe(ATS_FLOAT64, {attention->shape[0]}));
     check_output({op, "d_attention"}, d_attention, *attention);
     check_contiguous_from({op, "d_attention"}, *d_attention, 1);
-    check_contiguous_from({op, "indices"}, *indices, 0);
-    check_contiguous_from({op, "probabilities"}, *probabilities, 0);
-    check_contiguous_from({op, "grad"}, *grad, 0);
-    check_contiguous_from({op, "log_mass"}, *log_mass, 0);
     check_indices(*indices, row_cells(*attention));
     dispatch_floating(attention->dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      backward<T>(*grad, *attention, *indices, *probabilities, data_of<double>(*log_mass), logits != 0, *d_attention,
+      backward<T>(*grad, *attention, *indices, *probabilities, *log_mass, logits != 0, *d_attention,
                   executor);
     });
   });

@@ -225,7 +225,7 @@ struct RowState {
       int exponent = 0;
       frexp(largest, &exponent);
       row.scale.exponent = exponent > 1000 ? 1000 : exponent < -1000 ? -1000 : exponent;
-      row.scale.factor = power_of_two(-row.scale.exponent);
+      row.scale.factor = power_of_two(uint64_t(-int64_t(row.scale.exponent)));
     }
     const RowState& self = *this;
     for (int64_t chunk = 0; chunk < chunk_count(shape.cells); ++chunk)
