@@ -1,0 +1,44 @@
+# make demo   set up .venv, build, and train the example at its small setting
+# make test   the same set-up, then every test
+# make clean  remove .venv and everything built (demo-output stays)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS := $(shell cores=$$(nproc 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo $$cores || echo 2)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export CTEST_PARALLEL_LEVEL := $(JOBS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Everything that the installed package is made of.
+SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake libats bindings python -type f ! -path '*/__pycache__/*')
+
+.PHONY: demo test install clean
+.DELETE_ON_ERROR:
+
+demo: install
+	$(BIN)/python examples/megapixel_mnist.py --out demo-output
+
+test: install
+	$(BIN)/cmake --workflow --preset sanitize
+	$(BIN)/cmake --workflow --preset release
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/python -m pip install --no-build-isolation --no-deps --config-settings=build-dir=build/python .
+	touch $@
+
+$(VENV)/.dependencies: constraints.txt $(VENV)/.created
+	$(BIN)/python -m pip install -r constraints.txt
+	touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) cmake/preflight.py
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

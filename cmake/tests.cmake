@@ -1,0 +1,16 @@
+# One test a file. A test may include the library's private headers, but sees only what libats exports.
+file(GLOB ATS_TEST_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/cpp/*.cc ${PROJECT_SOURCE_DIR}/tests/cpp/*.c)
+find_package(Threads REQUIRED)
+foreach(source IN LISTS ATS_TEST_SOURCES)
+  cmake_path(GET source STEM name)
+  cmake_path(GET source EXTENSION LAST_ONLY language)
+  if(language STREQUAL ".c")
+    string(APPEND name "_c") # so that test.c and test.cc may stand side by side
+  endif()
+  add_executable(${name} ${source})
+  target_link_libraries(${name} PRIVATE ats Threads::Threads m)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/libats/src)
+  target_compile_options(${name} PRIVATE -Wall -Wextra)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 600)
+endforeach()

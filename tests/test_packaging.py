@@ -1,0 +1,223 @@
+"""What is built and installed: the library alone for C and C++, the wheel, and adapters compiled at first import."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import venv
+from pathlib import Path
+
+import pytest
+
+import ats_core
+
+ROOT = Path(__file__).parents[1]
+CONSUMER = ROOT / "tests" / "cmake_consumer"
+PACKAGE = Path(ats_core.get_include()).parent
+JOBS = str(min(2, os.cpu_count() or 1))
+
+
+def run(*command, check=True, **environment):
+    """Run a command in a neutral folder; the environment's None entries are taken out."""
+    merged = {**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": JOBS, **environment}
+    merged = {name: str(value) for name, value in merged.items() if value is not None}
+    result = subprocess.run(
+        [str(word) for word in command],
+        check=False,
+        cwd=ROOT.anchor,
+        env=merged,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert not check or result.returncode == 0, f"{command}\n{result.stdout}"
+    return result
+
+
+def need(program):
+    """Return the program's path, from this Python's environment before any other; skip where there is none."""
+    found = shutil.which(program, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return found
+
+
+# ---- the library alone ----
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """libats configured, built and installed by CMake, with no Python in it."""
+    folder = tmp_path_factory.mktemp("standalone")
+    cmake = need("cmake")
+    run(cmake, "-S", ROOT, "-B", folder / "build", f"-DCMAKE_INSTALL_PREFIX={folder / 'prefix'}")
+    run(cmake, "--build", folder / "build")
+    run(cmake, "--install", folder / "build")
+    return folder / "prefix"
+
+
+def test_a_c_and_a_cpp_program_use_find_package(installed, tmp_path):
+    run(need("cmake"), "-S", CONSUMER, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed}")
+    run(need("cmake"), "--build", tmp_path)
+    for program in ("consumer_c", "consumer_cc"):
+        assert run(tmp_path / program).stdout.startswith(f"libats {ats_core.__version__}: ")
+
+
+def test_find_package_refuses_another_version(installed, tmp_path):
+    shutil.copytree(CONSUMER, tmp_path / "source")
+    cmakelists = tmp_path / "source" / "CMakeLists.txt"
+    cmakelists.write_text(cmakelists.read_text().replace("find_package(ats 0.1 ", "find_package(ats 99.0 "))
+    folders = ["-S", tmp_path / "source", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}"]
+    result = run(need("cmake"), *folders, check=False)
+    assert result.returncode != 0 and "99.0" in result.stdout
+
+
+def test_a_c_program_uses_pkg_config_after_the_tree_moved(installed, tmp_path):
+    pkg_config = need("pkg-config")
+    moved = shutil.copytree(installed, tmp_path / "moved", symlinks=True)
+    [folder] = {path.parent for path in moved.rglob("ats.pc")}
+    flags = run(pkg_config, "--cflags", "--libs", "ats", PKG_CONFIG_PATH=folder).stdout.split()
+    assert run(pkg_config, "--modversion", "ats", PKG_CONFIG_PATH=folder).stdout.strip() == ats_core.__version__
+    run(need("cc"), "-std=c11", CONSUMER / "consumer.c", "-o", tmp_path / "program", *flags, "-lm")
+    run(tmp_path / "program", LD_LIBRARY_PATH=folder.parent)
+
+
+def test_the_library_exports_its_api_and_nothing_else(installed):
+    nm = need("nm")
+    declared = set(
+        re.findall(r"\bATS_API [^;(]*?(ats_\w+)\(", Path(ats_core.get_include(), "ats", "ats.h").read_text())
+    )
+    libraries = [PACKAGE / "lib" / "libats.so", *installed.rglob("libats.so")]
+    assert len(libraries) == 2
+    for library in libraries:
+        symbols = run(nm, "-D", "--defined-only", library).stdout.splitlines()
+        assert {line.split()[-1] for line in symbols} == declared
+
+
+def test_sonames(installed):
+    readelf = need("readelf")
+    major, minor, _ = ats_core.__version__.split(".")
+    soversion = f"0.{minor}" if major == "0" else major
+    [standalone] = installed.rglob("libats.so")
+    for library, soname in [(standalone, f"libats.so.{soversion}"), (PACKAGE / "lib" / "libats.so", "libats.so")]:
+        assert f"soname: [{soname}]" in run(readelf, "-d", library).stdout
+    assert not [path for path in PACKAGE.rglob("*") if path.is_symlink()]
+
+
+# ---- the wheel ----
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
+    [path] = folder.glob("ats_core-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def numpy_only(wheel, tmp_path_factory):
+    """The Python of an empty environment with the wheel and NumPy."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    numpy = __import__("numpy").__version__
+    run(python, "-m", "pip", "install", f"numpy=={numpy}", wheel)
+    return python
+
+
+def test_the_wheel_works_with_numpy_alone(numpy_only):
+    packages = run(numpy_only, "-m", "pip", "list", "--format=freeze").stdout
+    assert "torch" not in packages
+    code = (
+        "import numpy as np, ats_core; s = ats_core.sample(np.ones((2, 3, 3)), 9, rng=1); "
+        "assert (np.sort(s.indices) == np.arange(9)).all(); print(ats_core.__version__)"
+    )
+    assert run(numpy_only, "-c", code).stdout.strip() == ats_core.__version__
+
+
+def test_without_pytorch_the_error_says_so(numpy_only):
+    result = run(numpy_only, "-c", "import ats_core.torch", check=False)
+    assert result.returncode != 0
+    last = result.stdout.strip().splitlines()[-1]
+    assert last.startswith(("ImportError: ", "ModuleNotFoundError: ")) and "PyTorch" in last and "pip install" in last
+
+
+# ---- adapters compiled at first import ----
+
+IMPORT = "import ats_core.torch, torch; print('imported', ats_core.__file__)"
+
+
+@pytest.fixture
+def without_adapter(tmp_path):
+    """A copy of the installed package as if PyTorch had come after it: PYTHONPATH and cache folder."""
+    pytest.importorskip("torch")
+    copy = tmp_path / "site" / "ats_core"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "_ats_torch.so"))
+    return {"PYTHONPATH": copy.parent, "ATS_CACHE_DIR": tmp_path / "cache", "CXX": None}
+
+
+def test_the_first_import_builds_and_the_second_is_quiet(without_adapter):
+    first = run(sys.executable, "-c", IMPORT, **without_adapter).stdout.splitlines()
+    built = list(without_adapter["ATS_CACHE_DIR"].rglob("*"))
+    assert [path.name for path in built if path.is_file()] == ["_ats_torch.so"]
+    [library] = [path for path in built if path.is_file()]
+    assert first[0].startswith("ats_core: ") and "PyTorch" in first[0] and str(library) in first[0]
+    assert first[1:] == [f"imported {without_adapter['PYTHONPATH'] / 'ats_core' / '__init__.py'}"]
+    changed = library.stat().st_mtime_ns
+    assert run(sys.executable, "-c", IMPORT, **without_adapter).stdout.splitlines() == first[1:]
+    assert library.stat().st_mtime_ns == changed
+
+
+def test_two_processes_may_build_at_once(without_adapter):
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(run(sys.executable, "-c", IMPORT, **without_adapter)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.stdout.splitlines()[-1].split()[0] for result in results] == ["imported"] * 2
+    assert len([path for path in without_adapter["ATS_CACHE_DIR"].rglob("*") if path.is_file()]) == 1
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"CXX": "/nonexistent"}, ["CXX=/nonexistent", "install g++"]),
+        ({"CXX": "false"}, ["the compiler failed", "false -std=c++17"]),
+        ({"ATS_CACHE_DIR": "/proc/no"}, ["ATS_CACHE_DIR", "/proc/no"]),
+    ],
+    ids=["no compiler", "compiler fails", "no cache folder"],
+)
+def test_a_build_that_cannot_be_says_why(without_adapter, change, words):
+    result = run(sys.executable, "-c", IMPORT, check=False, **{**without_adapter, **change})
+    assert result.returncode != 0
+    message = result.stdout[result.stdout.index("ImportError: ") :]
+    assert all(word in message for word in words), message
+
+
+def test_missing_headers_are_named(without_adapter, tmp_path):
+    code = f"import torch; torch.__file__ = {str(tmp_path / 'torch' / '__init__.py')!r}; import ats_core.torch"
+    result = run(sys.executable, "-c", code, check=False, **without_adapter)
+    assert "ImportError: " in result.stdout and f"no folder {tmp_path / 'torch' / 'include'}" in result.stdout
+
+
+def test_an_old_pytorch_is_refused():
+    pytest.importorskip("torch")
+    code = "import torch; torch.__version__ = '2.9.1'; import ats_core._build as b; b.adapter_path('torch')"
+    result = run(sys.executable, "-c", code, check=False)
+    assert "ImportError: ats_core.torch needs PyTorch >= 2.10, found 2.9.1" in result.stdout
+
+
+def test_the_prebuilt_adapter_is_used():
+    pytest.importorskip("torch")
+    code = "import ats_core._build as b; print(b.adapter_path('torch'))"
+    path = run(sys.executable, "-c", code, CXX="/nonexistent").stdout.strip()
+    assert path == str(PACKAGE / "torch" / "_ats_torch.so")
