@@ -1,0 +1,277 @@
+# mypy: no-warn-return-any, allow-untyped-defs  (fake kernels have the signatures of the schemas)
+"""What PyTorch must know of ``torch.ops.ats`` beyond the kernels: shapes, gradients, autocast, vmap.
+
+The kernels and schemas are in bindings/torch/ats_torch.cc. Everything here is registered from Python, on purpose: a
+C++ Meta kernel would specialise the sizes that ``torch.compile`` keeps symbolic, and the stable ABI has no autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import _C, Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from ats_core._build import adapter_path
+
+torch.ops.load_library(adapter_path("torch"))
+
+_ops = torch.ops.ats
+sample = _ops.sample.default
+topk = _ops.topk.default
+sample_backward = _ops.sample_backward.default
+locate = _ops.locate.default
+extract_patches = _ops.extract_patches.default
+extract_patches_backward = _ops.extract_patches_backward.default
+expectation = _ops.expectation.default
+expectation_backward = _ops.expectation_backward.default
+estimator_arrays = _ops.estimator_arrays.default
+
+_library = torch.library.Library("ats", "FRAGMENT")  # the registrations below live as long as this does
+
+
+# ---- shapes: the twins of the core's ats_*_shape, on sizes that may be symbolic ----
+
+
+def _fake(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return torch.library.register_fake(op.name(), lib=_library)
+
+
+def _fake_draws(attention: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch._check(attention.dim() >= 2, lambda: "attention must have a batch axis and at least one axis of cells")
+    batch = attention.shape[0]
+    real = torch.float64 if attention.dtype == torch.float64 else torch.float32
+    return (
+        attention.new_empty((batch, n), dtype=real),
+        attention.new_empty((batch, n), dtype=torch.int64),
+        attention.new_empty((batch,), dtype=real),
+        attention.new_empty((batch,), dtype=torch.float64),
+    )
+
+
+@_fake(sample)
+def _(attention, rng, n, replace, logits):
+    return _fake_draws(attention, n)
+
+
+@_fake(topk)
+def _(attention, n, logits):
+    return _fake_draws(attention, n)
+
+
+@_fake(sample_backward)
+def _(grad, attention, indices, probabilities, log_mass, logits):
+    return attention.new_empty(attention.shape)
+
+
+@_fake(locate)
+def _(indices, grid, low, image, patch, receptive_field):
+    return indices.new_empty((*indices.shape, len(grid)))
+
+
+@_fake(extract_patches)
+def _(image, origins, patch_size, scales, padding, fill, dtype, mean, std, channels_first):
+    torch._check(image.dim() == len(patch_size) + 2, lambda: "image must have a batch, a channel and the patch's axes")
+    patch = tuple(patch_size)
+    inner = (image.shape[1], *patch) if channels_first else (*patch, image.shape[-1])
+    scale_axis = (len(scales),) if len(scales) else ()
+    return image.new_empty((image.shape[0], origins.shape[1], *scale_axis, *inner), dtype=dtype)
+
+
+@_fake(extract_patches_backward)
+def _(grad, origins, image_shape, patch_size, scales, padding, fill, dtype, mean, std, channels_first):
+    return grad.new_empty(tuple(image_shape), dtype=dtype)
+
+
+@_fake(expectation)
+def _(features, attention, threshold, weights, estimator):
+    torch._check(features.dim() >= 2, lambda: "features must have a batch and a sample axis")
+    return features.new_empty((features.shape[0], *features.shape[2:]))
+
+
+@_fake(expectation_backward)
+def _(grad, features, attention, threshold, weights, estimator):
+    return features.new_empty(features.shape), attention.new_empty(attention.shape)
+
+
+@_fake(estimator_arrays)
+def _(attention, threshold, weights, estimator):
+    torch._check(attention.dim() == 2, lambda: "attention must have a batch and a sample axis")
+    batch, n = attention.shape
+    return attention.new_empty((batch, n)), attention.new_empty((batch, n, n))
+
+
+# ---- gradients ----
+
+
+def _differentiable(op: Any, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Register ``backward`` as the gradient of ``op``; ``setup(ctx, inputs, outputs)`` saves what it wants.
+
+    One autograd kernel serves eager mode, torch.func, AOTAutograd and export. torch.library.register_autograd would do
+    for all but torch.func: the Function that it makes is refused there, and a second Function with setup_context and
+    vmap, chosen by the caller when a transform is active, helps the wrapper but neither the raw operation nor
+    compile(grad(f)). The kernel below is what register_autograd installs (torch/_library/autograd.py) with the two
+    things added that PyTorch's own single-level Functions do (torch/_functorch/autograd_function.py): it is applied
+    under enable_single_level_autograd_function, since by the time that the Autograd key is reached functorch has
+    already chosen the level, and the call below it runs with gradients enabled, so that outer levels record it too.
+    """
+
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
+        with torch.enable_grad(), _C._AutoDispatchBelowAutograd():
+            outputs = op.redispatch(keyset & _C._after_autograd_keyset, *inputs)
+        ctx.set_materialize_grads(False)
+        setup(ctx, inputs, outputs)
+        return outputs
+
+    def backward_with_keyset(ctx: Any, *grads: Tensor | None) -> Any:
+        return (None, *backward(ctx, *grads))
+
+    function: Any = type(
+        op._opname,  # names the grad_fn: <torch.autograd.function.sampleBackward>
+        (_SingleLevelFunction,),
+        {"forward": staticmethod(forward), "backward": staticmethod(backward_with_keyset)},
+    )
+
+    def kernel(keyset: Any, *inputs: Any) -> Any:
+        # Within forward-mode AD the Function is applied whatever requires a gradient: it raises where it has a
+        # tangent to push forward, which would otherwise be dropped in silence.
+        if (_C.is_grad_enabled() and _C._any_requires_grad(*inputs)) or forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                return function.apply(keyset, *inputs)
+        with _C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & _C._after_autograd_keyset, *inputs)
+
+    _library.impl(op._opname, kernel, "Autograd", with_keyset=True)
+
+
+def _draws_setup(ctx: Any, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    probabilities, indices, threshold, log_mass = outputs
+    ctx.logits = inputs[-1]
+    ctx.mark_non_differentiable(indices, threshold, log_mass)
+    ctx.save_for_backward(inputs[0], indices, probabilities, log_mass)
+
+
+def _draws_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else sample_backward(grad, *ctx.saved_tensors, ctx.logits)
+
+
+_differentiable(sample, _draws_setup, lambda ctx, grad, *_: (_draws_gradient(ctx, grad), *(None,) * 4))
+_differentiable(topk, _draws_setup, lambda ctx, grad, *_: (_draws_gradient(ctx, grad), *(None,) * 2))
+
+
+def _patches_setup(ctx: Any, inputs: Sequence[Any], _: Tensor) -> None:
+    image, origins, patch_size, scales, padding, fill, _dtype, mean, std, channels_first = inputs
+    ctx.save_for_backward(origins)
+    ctx.image_shape = image.shape
+    ctx.options = (patch_size, scales, padding, fill, image.dtype, mean, std, channels_first)
+
+
+def _patches_gradient(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 10
+    return (extract_patches_backward(grad, *ctx.saved_tensors, ctx.image_shape, *ctx.options), *(None,) * 9)
+
+
+_differentiable(extract_patches, _patches_setup, _patches_gradient)
+
+
+def _expectation_setup(ctx: Any, inputs: Sequence[Any], _: Tensor) -> None:
+    *tensors, ctx.estimator = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _expectation_gradient(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 5
+    return (*expectation_backward(grad, *ctx.saved_tensors, ctx.estimator), None, None, None)
+
+
+_differentiable(expectation, _expectation_setup, _expectation_gradient)
+
+
+def _no_second_derivative(op: Any) -> None:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(
+            f"ats::{op._opname.removesuffix('_backward')}: its gradient cannot be differentiated again "
+            "(no double backward)"
+        )
+
+    _differentiable(op, lambda ctx, inputs, outputs: None, backward)
+
+
+for _op in (sample_backward, extract_patches_backward, expectation_backward):
+    _no_second_derivative(_op)
+_differentiable(estimator_arrays, lambda ctx, _, outputs: ctx.mark_non_differentiable(*outputs), lambda ctx, *_: ())
+
+
+# ---- autocast: as losses do, in float32 ----
+
+for _op in (sample, topk, expectation):
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(_op.name(), _device, torch.float32, lib=_library)
+
+
+# ---- vmap ----
+
+
+def _loop(op: Any) -> Callable[..., Any]:
+    """One call for each element: right for every operation, and the only way where elements must not become rows."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        pairs = [(x, d if isinstance(x, Tensor) else None) for x, d in zip(inputs, in_dims, strict=True)]
+        outputs = [op(*(x if d is None else x.select(d, i) for x, d in pairs)) for i in range(info.batch_size)]
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs), 0
+        return tuple(torch.stack(output) for output in zip(*outputs, strict=True)), (0,) * len(outputs[0])
+
+    return rule
+
+
+def _fold(op: Any, *, batchless: int | None = None, costly: int | None = None, sizes: int | None = None) -> Any:
+    """One call in which the mapped axis and the batch are one axis.
+
+    ``batchless``: position of a tensor without a batch axis; ``costly``: of one too large to repeat. Elements are taken
+    one by one if the first is mapped or the second is not. ``sizes``: position of sizes that begin with the batch.
+    """
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        stays_whole = batchless is None or in_dims[batchless] is None
+        if not stays_whole or (costly is not None and in_dims[costly] is None):
+            return _loop(op)(info, in_dims, *inputs)
+        folded = list(inputs)
+        for i, (x, d) in enumerate(zip(inputs, in_dims, strict=True)):
+            if isinstance(x, Tensor) and i != batchless:
+                x = x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
+                folded[i] = x.flatten(0, 1)
+        if sizes is not None:
+            folded[sizes] = (info.batch_size * inputs[sizes][0], *inputs[sizes][1:])
+
+        def unfold(output: Tensor) -> Tensor:
+            return output.unflatten(0, (info.batch_size, output.shape[0] // info.batch_size))
+
+        outputs = op(*folded)
+        if isinstance(outputs, Tensor):
+            return unfold(outputs), 0
+        return tuple(map(unfold, outputs)), (0,) * len(outputs)
+
+    return rule
+
+
+# Rows of a batch are numbered by their place in it, so that two elements folded into one batch would not draw what they
+# draw alone: sample takes them one by one.
+for _op, _rule in {
+    sample: _loop(sample),
+    topk: _fold(topk),
+    sample_backward: _fold(sample_backward),
+    locate: _fold(locate),
+    extract_patches: _fold(extract_patches, costly=0),
+    extract_patches_backward: _fold(extract_patches_backward, sizes=2),
+    expectation: _fold(expectation, batchless=3),
+    expectation_backward: _fold(expectation_backward, batchless=4),
+    estimator_arrays: _fold(estimator_arrays, batchless=2),
+}.items():
+    torch.library.register_vmap(_op.name(), _rule, lib=_library)

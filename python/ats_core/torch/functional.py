@@ -1,0 +1,353 @@
+# mypy: no-warn-return-any
+"""Functions on tensors. The same as in `ats_core`, with gradients; see docs/estimators.md for the mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
+
+from . import _ops
+
+Sizes: TypeAlias = int | Sequence[int]
+Rng: TypeAlias = int | Sequence[int] | Tensor | None
+Channels: TypeAlias = float | Sequence[float] | Tensor | None
+
+
+class Samples(NamedTuple):
+    """What `sample` and `topk` return.
+
+    Attributes:
+        indices: (B, n) int64, flat cells in the order drawn.
+        attention: (B, n), their weights over the row's total: float64 for a float64 map, float32 otherwise.
+            Differentiable with respect to the map.
+        threshold: (B,), as attention: the time at which the first cell not drawn would ring in the exponential race
+            with a total rate of 1; inf where no cell is left, with `replace`, and from `topk`. Not differentiable.
+    """
+
+    indices: Tensor
+    attention: Tensor
+    threshold: Tensor
+
+
+# So that an exported program that returns it can be saved.
+_register_namedtuple(Samples, serialized_type_name="ats_core.torch.Samples")
+
+
+def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = False, rng: Rng = None) -> Samples:
+    """Draw n cells a row, one after the other, each with probability proportional to its weight among those left.
+
+    Args:
+        attention: (B, *grid) float16, bfloat16, float32 or float64. Weights: finite, at least 0, of any scale. With
+            `logits` log-weights: finite or -inf. Under autocast it is taken as float32.
+        n: cells to draw; without `replace` at most the cells of positive weight.
+        replace: draw among all cells every time.
+        logits: `attention` holds logarithms of weights.
+        rng: seed, (seed, offset), or an int64 tensor of these two. Row b draws from stream (seed, offset + b): the same
+            rng gives the same cells from NumPy, on any device, with any number of threads and for any split of the
+            batch (row b alone: offset + b). None draws both from PyTorch's generator, so that torch.manual_seed holds.
+
+    Returns:
+        Samples. The gradient of `Samples.attention` is exact, as that of a softmax at the indices for logits. The
+        indices are constants to autograd: how they depend on the map is what the estimators of `expectation` add.
+
+    Raises:
+        RuntimeError: a wrong shape or dtype; a negative, NaN or infinite weight; fewer than n cells of positive weight.
+        ValueError: an rng that is none of the above.
+    """
+    probabilities, indices, threshold, _ = _ops.sample(attention, _to_rng(rng), n, replace, logits)
+    return Samples(indices, probabilities, threshold)
+
+
+def topk(attention: Tensor, n: int, *, logits: bool = False) -> Samples:
+    """The n largest cells a row, largest first, ties to the lower index: deterministic inference.
+
+    Args and errors as for `sample`; cells of weight 0 may be taken. Use it with estimator="normalized".
+    """
+    probabilities, indices, threshold, _ = _ops.topk(attention, n, logits)
+    return Samples(indices, probabilities, threshold)
+
+
+def patch_origins(
+    indices: Tensor,
+    grid: Sizes,
+    image_shape: Sizes,
+    patch_size: Sizes,
+    *,
+    low_shape: Sizes | None = None,
+    receptive_field: Sizes = 0,
+) -> Tensor:
+    """Where the patches of cells begin in the full-resolution image.
+
+    Per axis ``scale = image / low``, ``step = (low - receptive_field) * scale / grid`` and ``origin =
+    round_half_even(receptive_field / 2 * scale + index * step + step / 2 - patch / 2)``: the patch has the centre of
+    what the cell saw.
+
+    Args:
+        indices: (B, n) int64, flat cells of the grid.
+        grid: D = 1..3 sizes of the attention map.
+        image_shape: D sizes of the image that patches are cut from.
+        patch_size: one size for every axis, or D.
+        low_shape: D sizes of the image that the attention network saw; the grid's by default.
+        receptive_field: of the attention network without padding, in pixels of that image; 0 with padding.
+
+    Returns:
+        (B, n, D) int64. Patches may begin outside the image.
+
+    Raises:
+        RuntimeError: a wrong dtype, shape or size, an index outside the grid.
+        ValueError: as many values as there are axes were expected.
+    """
+    grid = _to_sizes("grid", grid, 1 if isinstance(grid, int) else len(grid))
+    axes = len(grid)
+    return _ops.locate(
+        indices,
+        grid,
+        grid if low_shape is None else _to_sizes("low_shape", low_shape, axes),
+        _to_sizes("image_shape", image_shape, axes),
+        _to_sizes("patch_size", patch_size, axes),
+        _to_sizes("receptive_field", receptive_field, axes),
+    )
+
+
+def extract_patches(
+    image: Tensor | Sequence[Tensor],
+    origins: Tensor,
+    patch_size: Sizes,
+    *,
+    scales: Sequence[int] | None = None,
+    padding: str = "constant",
+    fill: float = 0.0,
+    dtype: torch.dtype | None = None,
+    mean: Channels = None,
+    std: Channels = None,
+    data_format: str = "channels_first",
+) -> Tensor:
+    """Cut patches at a different place for each image of a batch, converted and normalised in the same pass.
+
+    Args:
+        image: (B, C, *spatial), or (B, *spatial, C) with data_format="channels_last"; any strides, never copied. uint8,
+            int16, uint16, float16, bfloat16, float32 or float64. Or a list of them, a pyramid with the finest first: the
+            patch has patch_size pixels of each level, around the same centre.
+        origins: (B, n, D) int64, in pixels of the (finest) image; any value.
+        patch_size: one size for every axis, or D.
+        scales: scale s covers s * patch_size pixels around the same centre and averages s**D pixels into one.
+        padding: outside the image: "constant" (`fill`), "edge" (the nearest pixel) or "reflect" (mirrored, the border
+            not repeated).
+        fill: in units of the image; normalised as a pixel would be.
+        dtype: of the patches: the image's, or a floating one. By default the image's, but float32 for an integer image
+            with mean or std.
+        mean, std: a number or one a channel: (x - mean) / std.
+        data_format: "channels_first" or "channels_last", of image and patches.
+
+    Returns:
+        (B, n, [S,] C, *patch) or (B, n, [S,] *patch, C), contiguous. The axis S is there with `scales` or a pyramid.
+        Differentiable with respect to a floating image.
+
+    Raises:
+        RuntimeError: a wrong dtype, shape or value.
+        ValueError: as many values as there are axes or channels were expected; an unknown data_format; scales and a
+            pyramid at once.
+    """
+    channels_first = _is_channels_first(data_format)
+    if isinstance(image, Tensor):
+        return _extract(image, origins, patch_size, scales, padding, fill, dtype, mean, std, channels_first)
+    if scales is not None:
+        raise ValueError("scales: a pyramid has one scale a level already; leave scales out")
+    if len(image) == 0:
+        raise ValueError("image: a pyramid needs at least one level")
+    patch = _spread(patch_size, origins.shape[-1])
+    first = 2 if channels_first else 1
+    patches: list[Tensor] = []
+    for level in image:
+        there = _origins_in_level(origins, patch, image[0].shape[first:], level.shape[first:]) if patches else origins
+        patches.append(_extract(level, there, patch, None, padding, fill, dtype, mean, std, channels_first))
+    return torch.stack(patches, 2)
+
+
+def extract_patches_backward(
+    grad: Tensor,
+    origins: Tensor,
+    image_shape: Sequence[int],
+    patch_size: Sizes,
+    *,
+    scales: Sequence[int] | None = None,
+    padding: str = "constant",
+    dtype: torch.dtype | None = None,
+    std: Channels = None,
+    data_format: str = "channels_first",
+) -> Tensor:
+    """The gradient of `extract_patches` at the image, which autograd uses.
+
+    Args:
+        grad: gradient at the patches, floating, of their shape.
+        image_shape: the whole shape of the image, in the order of data_format.
+        dtype: of the result, the image's; grad's by default.
+        Others as for `extract_patches` (mean and fill do not matter here).
+
+    Returns:
+        image_shape, dtype.
+
+    Raises:
+        RuntimeError, ValueError: as `extract_patches`.
+    """
+    channels_first = _is_channels_first(data_format)
+    channels = image_shape[1 if channels_first else -1]
+    return _ops.extract_patches_backward(
+        grad,
+        origins,
+        image_shape,
+        _spread(patch_size, origins.shape[-1]),
+        () if scales is None else scales,
+        padding,
+        0.0,
+        dtype,
+        None,
+        _to_channels("std", std, channels),
+        channels_first,
+    )
+
+
+def expectation(
+    features: Tensor,
+    attention: Tensor,
+    *,
+    estimator: str = "murthy",
+    threshold: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Estimate sum_k a_k f_k over all cells from the n that were sampled.
+
+    Args:
+        features: (B, n, ...) floating; under autocast taken as float32.
+        attention: (B, n) float32 or float64, in the order drawn: `Samples.attention`.
+        estimator: "murthy" (Murthy 1957, with the baseline of Kool et al., ICLR 2020), "des_raj" (Des Raj 1956, the
+            attention sampling paper's), "horvitz_thompson" (needs threshold; Vieira 2017), "iid" (for replace=True), or
+            "normalized" (attention over its sum, for `topk`). All but the last are unbiased.
+        threshold: (B,), `Samples.threshold`; only "horvitz_thompson" reads it.
+        weights: (n,) with sum 1, only for "des_raj"; 1/n each by default.
+
+    Returns:
+        (B, ...) with the dtype of features. The gradient with respect to attention is the unbiased score-function one:
+        right at the logits of a softmax, where a shift of all of it, such as a baseline makes, vanishes.
+
+    Raises:
+        RuntimeError: a wrong shape, dtype or estimator, a missing threshold.
+    """
+    return _ops.expectation(features, attention, threshold, weights, estimator)
+
+
+def expectation_backward(
+    grad: Tensor,
+    features: Tensor,
+    attention: Tensor,
+    *,
+    estimator: str = "murthy",
+    threshold: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `expectation` at features and attention, which autograd uses, for grad (B, ...) at its result."""
+    return _ops.expectation_backward(grad, features, attention, threshold, weights, estimator)
+
+
+def estimator_arrays(
+    attention: Tensor, estimator: str, *, threshold: Tensor | None = None, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What an estimator is made of: c (B, n) and M (B, n, n), as attention. Not differentiable.
+
+    ``expectation = sum_i c_i f_i`` and ``d_attention_i = sum_j M_ij <f_j, grad>``. Args and errors as for `expectation`.
+    """
+    return _ops.estimator_arrays(attention, threshold, weights, estimator)
+
+
+# ---- what callers may write, made what the operations take ----
+
+
+def _to_rng(rng: Rng) -> Tensor:
+    if rng is None:
+        return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
+    if isinstance(rng, Tensor):
+        return rng.cpu()
+    if isinstance(rng, (int, torch.SymInt)):
+        return torch.tensor([rng, 0], dtype=torch.int64, device="cpu")
+    if isinstance(rng, str) or len(rng) != 2:
+        raise ValueError(f"rng: must be None, an int seed, (seed, offset) or an int64 tensor of those two, got {rng!r}")
+    return torch.tensor([rng[0], rng[1]], dtype=torch.int64, device="cpu")
+
+
+def _spread(sizes: Sizes, axes: int) -> Sequence[int]:
+    """One size for every axis."""
+    return (sizes,) * axes if isinstance(sizes, (int, torch.SymInt)) else sizes
+
+
+def _to_sizes(name: str, sizes: Sizes, axes: int) -> Sequence[int]:
+    sizes = _spread(sizes, axes)
+    if len(sizes) != axes:
+        raise ValueError(f"{name}: must have {axes} values, one a spatial axis, got {len(sizes)}")
+    return sizes
+
+
+def _is_channels_first(data_format: str) -> bool:
+    if data_format not in ("channels_last", "channels_first"):
+        raise ValueError(f"data_format: must be one of 'channels_last', 'channels_first', got {data_format!r}")
+    return data_format == "channels_first"
+
+
+def _to_channels(name: str, values: Channels, channels: int) -> list[float] | None:
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        values = cast("float | list[float]", values.tolist())
+    if isinstance(values, (int, float)):
+        return [float(values)] * channels
+    if len(values) != channels:
+        raise ValueError(f"{name}: must be a number or one a channel ({channels}), got shape ({len(values)},)")
+    return [float(value) for value in values]
+
+
+def _extract(
+    image: Tensor,
+    origins: Tensor,
+    patch_size: Sizes,
+    scales: Sequence[int] | None,
+    padding: str,
+    fill: float,
+    dtype: torch.dtype | None,
+    mean: Channels,
+    std: Channels,
+    channels_first: bool,
+) -> Tensor:
+    channels = image.shape[1 if channels_first else -1] if image.dim() > 2 else 0
+    if dtype is None and not (mean is None and std is None) and not image.is_floating_point():
+        dtype = torch.float32
+    if scales is None:
+        scales = ()
+    elif len(scales) == 0:
+        raise ValueError("scales: must not be empty")
+    return _ops.extract_patches(
+        image,
+        origins,
+        _spread(patch_size, origins.shape[-1]),
+        scales,
+        padding,
+        fill,
+        dtype,
+        _to_channels("mean", mean, channels),
+        _to_channels("std", std, channels),
+        channels_first,
+    )
+
+
+def _origins_in_level(origins: Tensor, patch: Sequence[int], finest: Sequence[int], level: Sequence[int]) -> Tensor:
+    """Where patches around the same centres begin in a coarser level of a pyramid, rounded half to even."""
+    axes = []
+    for axis, size in enumerate(patch):
+        if finest[axis] == 0 or level[axis] == 0:
+            raise ValueError(f"image: the levels of a pyramid must not be empty, got {tuple(finest)}, {tuple(level)}")
+        ratio = finest[axis] / level[axis]
+        mapped = torch.round((origins[..., axis].double() + size / 2) / ratio - size / 2)
+        axes.append(mapped.clamp(-(2.0**62), 2.0**62).long())  # far outside stays far outside
+    return torch.stack(axes, -1)

@@ -1,0 +1,325 @@
+# mypy: allow-subclassing-any, no-warn-return-any
+"""Modules for attention sampling. Images are channels-first, with 1 to 3 spatial axes.
+
+Source: Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models", ICML 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
+
+from .functional import Channels, Rng, Sizes, expectation, extract_patches, patch_origins, sample, topk
+
+Image: TypeAlias = Tensor | Sequence[Tensor]
+
+ESTIMATORS = ("iid", "des_raj", "murthy", "horvitz_thompson", "normalized")
+
+
+class SampledPatches(NamedTuple):
+    """What `SamplePatches` returns: patches (B, n, [S,] C, *patch), their attention (B, n) and indices (B, n), their
+    origins (B, n, D) in the image, and the threshold (B,) of `Samples`."""
+
+    patches: Tensor
+    attention: Tensor
+    indices: Tensor
+    origins: Tensor
+    threshold: Tensor
+
+
+class AttentionSamplingOutput(NamedTuple):
+    """What `AttentionSampling` returns: the expected features (B, ...), the whole attention map (B, *grid), and the
+    patches (B, n, [S,] C, *patch) that were looked at."""
+
+    features: Tensor
+    attention: Tensor
+    patches: Tensor
+
+
+for _output in (SampledPatches, AttentionSamplingOutput):  # so that an exported program that returns it can be saved
+    _register_namedtuple(_output, serialized_type_name=f"ats_core.torch.{_output.__name__}")
+
+
+class SamplePatches(nn.Module):
+    """Draw cells of an attention map and cut their patches out of the full-resolution image.
+
+    Args:
+        patch_size: one size for every spatial axis, or one each.
+        n_patches: cells to draw from each image.
+        replace: draw with replacement.
+        receptive_field: of the attention network, in pixels of the image that it saw; 0 if it pads (`patch_origins`).
+        scales, padding, fill, dtype, mean, std: as for `extract_patches`.
+    """
+
+    def __init__(
+        self,
+        patch_size: Sizes,
+        n_patches: int = 10,
+        *,
+        replace: bool = False,
+        receptive_field: Sizes = 0,
+        scales: Sequence[int] | None = None,
+        padding: str = "constant",
+        fill: float = 0.0,
+        dtype: torch.dtype | None = None,
+        mean: Channels = None,
+        std: Channels = None,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.n_patches = n_patches
+        self.replace = replace
+        self.receptive_field = receptive_field
+        self.extraction: dict[str, Any] = {
+            "scales": scales,
+            "padding": padding,
+            "fill": fill,
+            "dtype": dtype,
+            "mean": mean,
+            "std": std,
+        }
+
+    def forward(
+        self,
+        attention: Tensor,
+        x_high: Image,
+        *,
+        low_shape: Sizes | None = None,
+        rng: Rng = None,
+        deterministic: bool = False,
+    ) -> SampledPatches:
+        """Sample `attention` (B, *grid), weights, and cut patches out of `x_high` (B, C, *spatial), or of a pyramid.
+
+        Args:
+            low_shape: spatial shape of the image that the attention network saw; the grid by default.
+            rng: as for `sample`.
+            deterministic: take the n_patches most attended cells instead of sampling.
+        """
+        draws = (
+            topk(attention, self.n_patches)
+            if deterministic
+            else sample(attention, self.n_patches, replace=self.replace, rng=rng)
+        )
+        patches, origins = self.cut(draws.indices, attention.shape[1:], x_high, low_shape)
+        return SampledPatches(patches, draws.attention, draws.indices, origins, draws.threshold)
+
+    def cut(
+        self, indices: Tensor, grid: Sequence[int], x_high: Image, low_shape: Sizes | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Patches and origins of given cells (B, m) of a grid."""
+        finest = x_high if isinstance(x_high, Tensor) else x_high[0]
+        origins = patch_origins(
+            indices,
+            tuple(grid),
+            finest.shape[2:],
+            self.patch_size,
+            low_shape=low_shape,
+            receptive_field=self.receptive_field,
+        )
+        return extract_patches(x_high, origins, self.patch_size, **self.extraction), origins
+
+    def extra_repr(self) -> str:
+        return f"patch_size={self.patch_size}, n_patches={self.n_patches}, replace={self.replace}"
+
+
+class Expectation(nn.Module):
+    """`expectation` with a fixed estimator: features (B, n, ...), attention (B, n) -> (B, ...)."""
+
+    def __init__(self, estimator: str = "murthy") -> None:
+        super().__init__()
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator: must be one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}")
+        self.estimator = estimator
+
+    def forward(self, features: Tensor, attention: Tensor, threshold: Tensor | None = None) -> Tensor:
+        return expectation(features, attention, estimator=self.estimator, threshold=threshold)
+
+    def extra_repr(self) -> str:
+        return repr(self.estimator)
+
+
+class SampleSoftmax(nn.Module):
+    """Softmax over all cells of a map: logits (B, *grid) or (B, 1, *grid) -> probabilities (B, *grid), float32 or wider.
+
+    An axis of size 1 after the batch, if others follow, is taken for the channel axis of a convolution and dropped.
+
+    Args:
+        smooth: share of a uniform distribution that is mixed in, between 0 and 1: no cell's probability is below
+            smooth / K then, which keeps exploration and the variance of the gradient within bounds.
+    """
+
+    def __init__(self, smooth: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= smooth <= 1.0:
+            raise ValueError(f"smooth: must be between 0 and 1, got {smooth!r}")
+        self.smooth = smooth
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if logits.dim() > 2 and logits.shape[1] == 1:
+            logits = logits.squeeze(1)
+        cells = logits.flatten(1)
+        probabilities = torch.softmax(cells, 1, dtype=torch.promote_types(cells.dtype, torch.float32))
+        if self.smooth > 0.0:
+            probabilities = (1.0 - self.smooth) * probabilities + self.smooth / cells.shape[1]
+        return probabilities.reshape(logits.shape)
+
+    def extra_repr(self) -> str:
+        return f"smooth={self.smooth}"
+
+
+class MultinomialEntropy(nn.Module):
+    """``strength * sum(a * log(a + eps)) / B``: the negative entropy of attention (B, *grid), averaged over the batch.
+
+    Added to a loss it keeps attention from collapsing onto few cells before it has learned which matter.
+    """
+
+    def __init__(self, strength: float = 1.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.strength = strength
+        self.eps = eps
+
+    def forward(self, attention: Tensor) -> Tensor:
+        return self.strength * torch.sum(attention * torch.log(attention + self.eps)) / max(attention.shape[0], 1)
+
+    def extra_repr(self) -> str:
+        return f"strength={self.strength}, eps={self.eps}"
+
+
+class AttentionSampling(nn.Module):
+    """Look at a large image through a few patches, chosen by attention that was computed on a small one.
+
+    ``attention(x_low)`` gives a map; n_patches cells are drawn from it, their patches are cut out of ``x_high`` and
+    put through ``feature``, and the attention-weighted mean of the features over *all* cells is estimated from those.
+    The gradient reaches both networks.
+
+    Args:
+        attention: module: x_low (B, C, *low) -> weights (B, *grid) or (B, 1, *grid), at least 0; usually it ends in
+            `SampleSoftmax`.
+        feature: module: (B * n, C, *patch) -> (B * n, ...). With `scales`, or with a pyramid for x_high, the scales are
+            stacked on the channel axis, the finest first: (B * n, S * C, *patch).
+        patch_size, n_patches, replace, receptive_field, scales, padding, fill, dtype, mean, std: as for `SamplePatches`.
+        estimator: as for `expectation`; "iid" exactly with replace=True.
+        attention_regularizer: attention map (B, *grid) -> scalar, for example `MultinomialEntropy`. After a call in
+            training mode `regularization` holds it, to be added to the loss; otherwise a 0.
+        inference: what is done in eval mode: "sample" as in training; "topk" the n_patches most attended cells, with
+            attention over its sum (deterministic, biased); "full" the exact mean over all cells, in chunks that bound
+            memory (deterministic; as slow as the feature network on the whole image), where the patches returned are
+            the most attended ones.
+
+    Raises:
+        ValueError: an unknown estimator or inference; "iid" without replace=True or the other way round.
+    """
+
+    # Patches that go through the feature network at once with inference="full", unless n_patches asks for more.
+    full_chunk = 256
+
+    regularization: Tensor
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        feature: nn.Module,
+        patch_size: Sizes,
+        n_patches: int = 10,
+        *,
+        estimator: str = "murthy",
+        replace: bool = False,
+        receptive_field: Sizes = 0,
+        scales: Sequence[int] | None = None,
+        attention_regularizer: Callable[[Tensor], Tensor] | None = None,
+        inference: str = "sample",
+        padding: str = "constant",
+        fill: float = 0.0,
+        dtype: torch.dtype | None = None,
+        mean: Channels = None,
+        std: Channels = None,
+    ) -> None:
+        super().__init__()
+        if (estimator == "iid") != replace:
+            raise ValueError(
+                f"estimator: 'iid' is for replace=True and the others are for replace=False, got {estimator!r} with "
+                f"replace={replace}"
+            )
+        if inference not in ("sample", "topk", "full"):
+            raise ValueError(f"inference: must be one of 'sample', 'topk', 'full', got {inference!r}")
+        self.attention = attention
+        self.feature = feature
+        self.sampler = SamplePatches(
+            patch_size,
+            n_patches,
+            replace=replace,
+            receptive_field=receptive_field,
+            scales=scales,
+            padding=padding,
+            fill=fill,
+            dtype=dtype,
+            mean=mean,
+            std=std,
+        )
+        self.expectation = Expectation(estimator)
+        self.attention_regularizer = attention_regularizer
+        self.inference = inference
+        self.regularization = torch.zeros(())
+
+    def forward(self, x_low: Tensor, x_high: Image, rng: Rng = None) -> AttentionSamplingOutput:
+        """x_low (B, C, *low), x_high (B, C, *high) or a pyramid of such -> (features, attention, patches)."""
+        attention = self.attention(x_low)
+        if attention.dim() == x_low.dim() and attention.shape[1] == 1:
+            attention = attention.squeeze(1)
+        if attention.dim() != x_low.dim() - 1:
+            raise ValueError(
+                f"attention: the network must return (B, *grid) or (B, 1, *grid) with {x_low.dim() - 2} axes in grid, "
+                f"got {tuple(attention.shape)}"
+            )
+        # Assigned in training only: a module that is exported in eval mode must not change its attributes.
+        if self.training and self.attention_regularizer is not None:
+            self.regularization = self.attention_regularizer(attention)
+        inference = "sample" if self.training else self.inference
+        low_shape = x_low.shape[2:]
+        draws = self.sampler(attention, x_high, low_shape=low_shape, rng=rng, deterministic=inference != "sample")
+        if inference == "full":
+            features = self._expect_all(attention, x_high, low_shape)
+        elif inference == "topk":
+            features = self._look_at(draws.patches, len(low_shape))
+            features = expectation(features, draws.attention, estimator="normalized")
+        else:
+            features = self._look_at(draws.patches, len(low_shape))
+            features = self.expectation(features, draws.attention, draws.threshold)
+        return AttentionSamplingOutput(features, attention, draws.patches)
+
+    def _look_at(self, patches: Tensor, axes: int) -> Tensor:
+        """Features (B, n, ...) of patches (B, n, [S,] C, *patch) with that many spatial axes."""
+        flat = patches.flatten(0, 1)
+        features: Tensor = self.feature(flat.flatten(1, flat.dim() - 1 - axes))
+        return features.unflatten(0, patches.shape[:2])
+
+    def _expect_all(self, attention: Tensor, x_high: Image, low_shape: Sequence[int]) -> Tensor:
+        """The exact mean of the features over all cells, some cells at a time."""
+        weights = attention.flatten(1).to(torch.promote_types(attention.dtype, torch.float32))
+        weights = weights / weights.sum(1, keepdim=True)
+        batch, cells = weights.shape
+        step = max(self.sampler.n_patches, self.full_chunk // max(batch, 1))
+        total: Any = 0.0
+        for start in range(0, cells, step):
+            stop = min(start + step, cells)
+            indices = torch.arange(start, stop, device=attention.device).expand(batch, -1)
+            patches, _ = self.sampler.cut(indices, attention.shape[1:], x_high, low_shape)
+            features = self._look_at(patches, len(low_shape))
+            # A product and a sum, not einsum: under autocast that would add up in half precision.
+            chunk = weights[:, start:stop].reshape(batch, stop - start, *(1,) * (features.dim() - 2))
+            total = total + torch.sum(chunk * features, 1)
+        autocast = torch.is_autocast_enabled(attention.device.type)  # then float32, as `expectation` gives
+        return total if autocast else total.to(features.dtype)
+
+    def train(self, mode: bool = True) -> AttentionSampling:
+        if not mode:
+            self.regularization = torch.zeros(())
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The regularization of the last call hangs on its graph, which neither copies nor pickles.
+        return {**self.__dict__, "regularization": torch.zeros(())}
