@@ -100,6 +100,14 @@ def test_full_equals_topk_of_all_equals_the_expectation_over_all_cells():
     assert torch.equal(full(low, high).patches, topk(low, high).patches[:, :5])
 
 
+def test_attention_need_not_be_normalised():
+    (low, high), model = images(), network(n_patches=30).eval()
+    expected = model(low, high).features
+    model.attention.register_forward_hook(lambda module, inputs, output: 7.0 * output)
+    for model.inference in MODES:
+        torch.testing.assert_close(model(low, high).features, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_full_takes_no_more_patches_at_once_than_it_says():
     model, (low, high) = network(inference="full").eval(), images()
     model.full_chunk, sizes = 20, []

@@ -1,4 +1,5 @@
-# mypy: no-warn-return-any, allow-untyped-defs  (fake kernels have the signatures of the schemas)
+# The fake kernels have the signatures of the schemas.
+# mypy: no-warn-return-any, allow-untyped-defs
 """What PyTorch must know of ``torch.ops.ats`` beyond the kernels: shapes, gradients, autocast, vmap.
 
 The kernels and schemas are in bindings/torch/ats_torch.cc. Everything here is registered from Python, on purpose: a
