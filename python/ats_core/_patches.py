@@ -231,12 +231,15 @@ def extract_patches_backward(
 
 
 def _to_patch(patch_size: Ints, origins: NDArray[np.int64]) -> list[int]:
-    """Return the size along each spatial axis; how many there are, `origins` says."""
-    if origins.ndim != 3 or not 1 <= origins.shape[2] <= 3:
-        raise ValueError(f"origins: must have the shape (B, n, D) with D = 1..3 spatial axes, got {origins.shape}")
-    if isinstance(patch_size, Sequence) and len(patch_size) != origins.shape[2]:
-        raise ValueError(f"origins: has {origins.shape[2]} spatial axes, but patch_size has {len(patch_size)}")
-    return to_ints("patch_size", patch_size, origins.shape[2])
+    """Return the size along each spatial axis; of a single int `origins` says how many there are."""
+    if isinstance(patch_size, SupportsIndex) and getattr(patch_size, "ndim", 0) == 0:
+        if origins.ndim != 3 or not 1 <= origins.shape[2] <= 3:
+            raise ValueError(f"origins: must have the shape (B, n, D) with D = 1..3 spatial axes, got {origins.shape}")
+        return to_ints("patch_size", patch_size, origins.shape[2])
+    patch = to_ints("patch_size", patch_size)
+    if not 1 <= len(patch) <= 3:
+        raise ValueError(f"patch_size: must have 1 to 3 values, one a spatial axis, got {len(patch)}")
+    return patch
 
 
 def _channels_last(name: str, image: Array, axes: int, channels_first: bool) -> Array:
