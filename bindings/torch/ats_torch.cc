@@ -10,12 +10,12 @@ namespace ats_torch {
 
 // Work runs on PyTorch's own threads: torch.set_num_threads holds, and two pools do not fight for the cores.
 const ats_executor* executor() {
-  static const ats_executor pool = {
-      nullptr,
-      [](void*, int64_t begin, int64_t end, int64_t grain, ats_body body, void* data) {
-        torch::stable::parallel_for(begin, end, grain, [=](int64_t from, int64_t to) { body(data, from, to); });
-      },
-      nullptr};
+  static const ats_executor pool = {nullptr,
+                                    [](void*, int64_t begin, int64_t end, int64_t grain, ats_body body, void* data) {
+                                      torch::stable::parallel_for(
+                                          begin, end, grain, [=](int64_t from, int64_t to) { body(data, from, to); });
+                                    },
+                                    nullptr};
   return &pool;
 }
 
@@ -169,7 +169,8 @@ std::tuple<Tensor, Tensor> expectation_backward(const Tensor& grad_, const Tenso
   const OptionalArgument threshold("threshold", threshold_), weights("weights", weights_);
   size_t bytes = 0;
   check(ats_expectation_backward_workspace(attention, &bytes));
-  const Argument d_features = allocate(features.view, features.view), d_attention = allocate(attention.view, features.view);
+  const Argument d_features = allocate(features.view, features.view),
+                 d_attention = allocate(attention.view, features.view);
   const Workspace workspace(bytes, features.view);
   check(ats_expectation_backward(grad, features, attention, threshold, weights, estimator_of(name), d_features,
                                  d_attention, workspace, executor()));
@@ -193,26 +194,33 @@ std::tuple<Tensor, Tensor> estimator_arrays(const Tensor& attention_, const Opti
 
 }  // namespace ats_torch
 
-#define ATS_PATCHES_OPTIONS                                                                                     \
+#define ATS_PATCHES_OPTIONS                                                                                      \
   "SymInt[] patch_size, int[] scales, str padding, float fill, ScalarType? dtype, float[]? mean, float[]? std, " \
   "bool channels_first"
 
 STABLE_TORCH_LIBRARY(ats, m) {
   // probabilities first: torch.library.opcheck adds up the outputs in the first one's dtype.
-  m.def("sample(Tensor attention, Tensor rng, SymInt n, bool replace, bool logits) -> (Tensor probabilities, "
-        "Tensor indices, Tensor threshold, Tensor log_mass)");
-  m.def("topk(Tensor attention, SymInt n, bool logits) -> (Tensor probabilities, Tensor indices, Tensor threshold, "
-        "Tensor log_mass)");
-  m.def("sample_backward(Tensor grad, Tensor attention, Tensor indices, Tensor probabilities, Tensor log_mass, "
-        "bool logits) -> Tensor");
-  m.def("locate(Tensor indices, SymInt[] grid, SymInt[] low, SymInt[] image, SymInt[] patch, "
-        "SymInt[] receptive_field) -> Tensor");
+  m.def(
+      "sample(Tensor attention, Tensor rng, SymInt n, bool replace, bool logits) -> (Tensor probabilities, "
+      "Tensor indices, Tensor threshold, Tensor log_mass)");
+  m.def(
+      "topk(Tensor attention, SymInt n, bool logits) -> (Tensor probabilities, Tensor indices, Tensor threshold, "
+      "Tensor log_mass)");
+  m.def(
+      "sample_backward(Tensor grad, Tensor attention, Tensor indices, Tensor probabilities, Tensor log_mass, "
+      "bool logits) -> Tensor");
+  m.def(
+      "locate(Tensor indices, SymInt[] grid, SymInt[] low, SymInt[] image, SymInt[] patch, "
+      "SymInt[] receptive_field) -> Tensor");
   m.def("extract_patches(Tensor image, Tensor origins, " ATS_PATCHES_OPTIONS ") -> Tensor");
-  m.def("extract_patches_backward(Tensor grad, Tensor origins, SymInt[] image_shape, " ATS_PATCHES_OPTIONS ") -> Tensor");
+  m.def("extract_patches_backward(Tensor grad, Tensor origins, SymInt[] image_shape, " ATS_PATCHES_OPTIONS
+        ") -> Tensor");
   m.def("expectation(Tensor features, Tensor attention, Tensor? threshold, Tensor? weights, str estimator) -> Tensor");
-  m.def("expectation_backward(Tensor grad, Tensor features, Tensor attention, Tensor? threshold, Tensor? weights, "
-        "str estimator) -> (Tensor d_features, Tensor d_attention)");
-  m.def("estimator_arrays(Tensor attention, Tensor? threshold, Tensor? weights, str estimator) -> (Tensor c, Tensor m)");
+  m.def(
+      "expectation_backward(Tensor grad, Tensor features, Tensor attention, Tensor? threshold, Tensor? weights, "
+      "str estimator) -> (Tensor d_features, Tensor d_attention)");
+  m.def(
+      "estimator_arrays(Tensor attention, Tensor? threshold, Tensor? weights, str estimator) -> (Tensor c, Tensor m)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ats, CPU, m) {

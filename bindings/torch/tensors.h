@@ -156,8 +156,8 @@ struct Workspace {
 template <size_t N>
 void copy_sizes(const std::string& name, const Sizes& sizes, int64_t (&out)[N], size_t axes) {
   require(sizes.size() <= N, name + ": at most " + std::to_string(N) + " values are taken");
-  require(sizes.size() == axes, name + ": must have " + std::to_string(axes) + " values, got " +
-                                    std::to_string(sizes.size()));
+  require(sizes.size() == axes,
+          name + ": must have " + std::to_string(axes) + " values, got " + std::to_string(sizes.size()));
   std::copy(sizes.begin(), sizes.end(), out);
 }
 

@@ -10,8 +10,7 @@ namespace {
 constexpr size_t kMessageSize = 512;
 thread_local char last_error[kMessageSize] = "";
 
-const char* const kDtypeNames[] = {"uint8",    "int16",   "uint16",  "float16",
-                                   "bfloat16", "float32", "float64", "int64"};
+const char* const kDtypeNames[] = {"uint8", "int16", "uint16", "float16", "bfloat16", "float32", "float64", "int64"};
 const int64_t kItemSizes[] = {1, 2, 2, 2, 2, 4, 8, 8};
 
 std::string dtypes_text(unsigned dtypes) {

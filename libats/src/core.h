@@ -99,19 +99,26 @@ void dispatch_single_or_double(int dtype, Body&& body) {
 template <typename Body>
 void dispatch_floating(int dtype, Body&& body) {
   switch (dtype) {
-    case ATS_FLOAT16: return body(Type<float16>{});
-    case ATS_BFLOAT16: return body(Type<bfloat16>{});
-    default: return dispatch_single_or_double(dtype, body);
+    case ATS_FLOAT16:
+      return body(Type<float16>{});
+    case ATS_BFLOAT16:
+      return body(Type<bfloat16>{});
+    default:
+      return dispatch_single_or_double(dtype, body);
   }
 }
 
 template <typename Body>
 void dispatch_image(int dtype, Body&& body) {
   switch (dtype) {
-    case ATS_UINT8: return body(Type<uint8_t>{});
-    case ATS_INT16: return body(Type<int16_t>{});
-    case ATS_UINT16: return body(Type<uint16_t>{});
-    default: return dispatch_floating(dtype, body);
+    case ATS_UINT8:
+      return body(Type<uint8_t>{});
+    case ATS_INT16:
+      return body(Type<int16_t>{});
+    case ATS_UINT16:
+      return body(Type<uint16_t>{});
+    default:
+      return dispatch_floating(dtype, body);
   }
 }
 

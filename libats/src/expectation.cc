@@ -244,9 +244,8 @@ int ats_expectation(const ats_tensor* features, const ats_tensor* attention, con
     check_features(op, "expected", expected, shape, 1);
     const Rows rows(inputs, workspace, 0);
     each_row(rows, executor, [&](int64_t b) { rows.fill_coefficients(b); });
-    dispatch_floating(features->dtype, [&](auto type) {
-      forward<typename decltype(type)::type>(rows, *features, *expected, executor);
-    });
+    dispatch_floating(features->dtype,
+                      [&](auto type) { forward<typename decltype(type)::type>(rows, *features, *expected, executor); });
   });
 }
 

@@ -61,10 +61,10 @@ ATS_HD inline double inverse_inclusion(double x) { return x < 1e-9 ? 1.0 + 0.5 *
 // concave in y, so it is walked from beyond its right end to the left, past the peak, until even the integrand that
 // has lost its two slowest factors has died away.
 struct MurthyGrid {
-  double rest;       // r
-  double right;      // the first node, as log(r t)
-  double step;       // between nodes
-  double reference;  // log of the integrand near its peak
+  double rest;         // r
+  double right;        // the first node, as log(r t)
+  double step;         // between nodes
+  double reference;    // log of the integrand near its peak
   int64_t slowest[2];  // the cells of smallest attention: their factors fall last on the way to the left
 };
 
@@ -234,8 +234,8 @@ ATS_HD inline void attention_gradient(int estimator, const EstimatorRow& row, co
 }
 
 // M itself, n x n doubles. Its columns are M e_j; murthy's are filled together in one walk over the nodes.
-ATS_HD inline void attention_matrix(int estimator, const EstimatorRow& row, const double* c, double* unit, double* column,
-                                    double* m) {
+ATS_HD inline void attention_matrix(int estimator, const EstimatorRow& row, const double* c, double* unit,
+                                    double* column, double* m) {
   const int64_t n = row.n;
   const double rest = estimator == ATS_MURTHY ? mass_left(row) : 0.0;
   if (estimator == ATS_MURTHY && rest > 0.0 && n > 1) {

@@ -64,16 +64,15 @@ int ats_locate(const ats_tensor* indices, const ats_locate_options* options, con
     };
     for (int64_t i = 0; i < count; ++i)
       if (cell_at(i) < 0 || cell_at(i) >= cells)
-        fail("locate: indices must lie in [0, %lld), the cells of the grid %s; got %lld",
-             static_cast<long long>(cells), shape_text(options->grid, options->spatial).c_str(),
-             static_cast<long long>(cell_at(i)));
+        fail("locate: indices must lie in [0, %lld), the cells of the grid %s; got %lld", static_cast<long long>(cells),
+             shape_text(options->grid, options->spatial).c_str(), static_cast<long long>(cell_at(i)));
 
     const int spatial = options->spatial;
     parallel_for(executor, count, grain_for(8), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         int64_t rest = cell_at(i);
-        int64_t* out = data_of<int64_t>(*origins) + i / samples * origins->strides[0] +
-                       i % samples * origins->strides[1];
+        int64_t* out =
+            data_of<int64_t>(*origins) + i / samples * origins->strides[0] + i % samples * origins->strides[1];
         for (int axis = spatial - 1; axis >= 0; --axis) {
           const double grid = double(options->grid[axis]), low = double(options->low[axis]);
           const double field = double(options->receptive_field[axis]), patch = double(options->patch[axis]);

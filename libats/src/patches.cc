@@ -83,7 +83,8 @@ void add_row(const PatchesPlan& plan, const Axis& axis, const In* source, int64_
 
 // A row of a patch at a scale above 1: the average of scale^D pixels, summed in double.
 template <typename In, typename Out>
-void average_row(const PatchesPlan& plan, int s, const In* image, const int64_t* start, int64_t z, int64_t y, Out* out) {
+void average_row(const PatchesPlan& plan, int s, const In* image, const int64_t* start, int64_t z, int64_t y,
+                 Out* out) {
   constexpr int64_t kBlock = 128;  // sums that stay in the first cache
   const Axis depth = plan.axis(0, s), height = plan.axis(1, s), width = plan.axis(2, s);
   const double count = double(plan.averaged(s));
@@ -96,10 +97,10 @@ void average_row(const PatchesPlan& plan, int s, const In* image, const int64_t*
         const int64_t source_z = source_pixel(depth, start[0] + z * depth.scale + i, plan.padding);
         for (int64_t j = 0; j < height.scale; ++j) {
           const int64_t source_y = source_pixel(height, start[1] + y * height.scale + j, plan.padding);
-          const In* row = source_z == kOutside || source_y == kOutside
-                              ? nullptr
-                              : image + source_z * plan.image_axis[0] + source_y * plan.image_axis[1] +
-                                    c * plan.image_channel;
+          const In* row =
+              source_z == kOutside || source_y == kOutside
+                  ? nullptr
+                  : image + source_z * plan.image_axis[0] + source_y * plan.image_axis[1] + c * plan.image_channel;
           add_row(plan, width, row, start[2] + x * width.scale, block, sums);
         }
       }
@@ -134,7 +135,8 @@ void run(const PatchesPlan& plan, const ats_tensor& image, const ats_tensor& pat
         const int64_t source_z = source_pixel(plan.axis(0, s), start[0] + z, plan.padding);
         const int64_t source_y = source_pixel(plan.axis(1, s), start[1] + y, plan.padding);
         const bool outside = source_z == kOutside || source_y == kOutside;
-        copy_row<In, Out, A>(plan, outside ? nullptr : source + source_z * plan.image_axis[0] + source_y * plan.image_axis[1],
+        copy_row<In, Out, A>(plan,
+                             outside ? nullptr : source + source_z * plan.image_axis[0] + source_y * plan.image_axis[1],
                              start[2], out);
       }
     }
@@ -172,9 +174,8 @@ int ats_extract_patches(const ats_tensor* image, const ats_tensor* origins, cons
     dispatch_image(image->dtype, [&](auto in) {
       using In = typename decltype(in)::type;
       if (patches->dtype == image->dtype) return run<In, In>(plan, *image, *patches, executor);
-      dispatch_floating(patches->dtype, [&](auto out) {
-        run<In, typename decltype(out)::type>(plan, *image, *patches, executor);
-      });
+      dispatch_floating(patches->dtype,
+                        [&](auto out) { run<In, typename decltype(out)::type>(plan, *image, *patches, executor); });
     });
   });
 }

@@ -35,7 +35,8 @@ void check_options(const char* op, const ats_patches_options& options, int64_t c
   if (options.std) {
     check_same_size({op, "std"}, options.n_std, "length", channels, "the image's channel axis");
     for (int64_t c = 0; c < options.n_std; ++c)
-      if (options.std[c] == 0.0 || std::isnan(options.std[c])) fail("%s: std must not be 0 or NaN, got %g for channel %lld", op, options.std[c], (long long)c);
+      if (options.std[c] == 0.0 || std::isnan(options.std[c]))
+        fail("%s: std must not be 0 or NaN, got %g for channel %lld", op, options.std[c], (long long)c);
   }
 }
 
@@ -65,7 +66,8 @@ ats_tensor patches_shape(const char* op, const ats_tensor* image, const char* im
   for (int axis = 0; axis < spatial; ++axis) patches.shape[patches.ndim++] = options->patch[axis];
   patches.shape[patches.ndim++] = image->shape[spatial + 1];
   int64_t bytes = 8;
-  for (int axis = 0; axis < patches.ndim; ++axis) bytes = multiply_sizes({op, "patch_size"}, bytes, patches.shape[axis]);
+  for (int axis = 0; axis < patches.ndim; ++axis)
+    bytes = multiply_sizes({op, "patch_size"}, bytes, patches.shape[axis]);
   set_contiguous_strides(patches);
   return patches;
 }

@@ -13,20 +13,19 @@ void run(const ats_tensor& attention, const ats_tensor& rng, const ats_sample_op
   const int64_t n = options.n;
   const uint64_t seed = uint64_t(data_of<int64_t>(rng)[0]);
   const uint64_t offset = uint64_t(data_of<int64_t>(rng)[rng.strides[0]]);
-  for_each_tree<T, Logits>(
-      kOp, attention, n, workspace, executor, [&](int64_t r, RowState<T, Logits>& state) {
-        int64_t* indices = data_of<int64_t>(*outputs.indices) + r * n;
-        P* probabilities = data_of<P>(*outputs.probabilities) + r * n;
-        double threshold = 0.0;
-        data_of<double>(*outputs.log_mass)[r] = state.log_mass();
-        const int64_t drawn = draw_row(state, seed, offset + uint64_t(r), n, options.replace != 0, threshold,
-                                       [&](int64_t i, int64_t cell, double probability) {
-                                         indices[i] = cell;
-                                         probabilities[i] = P(probability);
-                                       });
-        data_of<P>(*outputs.threshold)[r] = P(threshold);
-        return drawn == n;
-      });
+  for_each_tree<T, Logits>(kOp, attention, n, workspace, executor, [&](int64_t r, RowState<T, Logits>& state) {
+    int64_t* indices = data_of<int64_t>(*outputs.indices) + r * n;
+    P* probabilities = data_of<P>(*outputs.probabilities) + r * n;
+    double threshold = 0.0;
+    data_of<double>(*outputs.log_mass)[r] = state.log_mass();
+    const int64_t drawn = draw_row(state, seed, offset + uint64_t(r), n, options.replace != 0, threshold,
+                                   [&](int64_t i, int64_t cell, double probability) {
+                                     indices[i] = cell;
+                                     probabilities[i] = P(probability);
+                                   });
+    data_of<P>(*outputs.threshold)[r] = P(threshold);
+    return drawn == n;
+  });
 }
 
 // Element (row, i) of a (B, N) view.
@@ -37,8 +36,8 @@ T& at(const ats_tensor& t, int64_t row, int64_t i) {
 
 template <typename T>
 void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_tensor& indices,
-              const ats_tensor& probabilities, const ats_tensor& log_mass_view, bool logits, const ats_tensor& d_attention,
-              const ats_executor* executor) {
+              const ats_tensor& probabilities, const ats_tensor& log_mass_view, bool logits,
+              const ats_tensor& d_attention, const ats_executor* executor) {
   using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t rows = attention.shape[0], cells = row_cells(attention), n = indices.shape[1];
   const auto weighted_sum = [&](int64_t r) {
@@ -117,7 +116,8 @@ int ats_sample(const ats_tensor* attention, const ats_tensor* rng, const ats_sam
     const SampleOutputs outputs{indices, probabilities, threshold, log_mass};
     check_sample(kOp, attention, options, outputs, sample_shapes(kOp, attention, options));
     check_tensor({kOp, "rng"}, rng, kInteger64, 1, 1, "(2,): seed, offset");
-    if (rng->shape[0] != 2) fail("sample: rng must have the shape (2,): seed, offset; got %s", shape_text(*rng).c_str());
+    if (rng->shape[0] != 2)
+      fail("sample: rng must have the shape (2,): seed, offset; got %s", shape_text(*rng).c_str());
     if (attention->shape[0] == 0) return;
     check_pointer({kOp, "workspace"}, workspace);
     dispatch_floating(attention->dtype, [&](auto type) {
@@ -147,8 +147,7 @@ int ats_sample_backward(const ats_tensor* grad, const ats_tensor* attention, con
     check_indices(*indices, row_cells(*attention));
     dispatch_floating(attention->dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      backward<T>(*grad, *attention, *indices, *probabilities, *log_mass, logits != 0, *d_attention,
-                  executor);
+      backward<T>(*grad, *attention, *indices, *probabilities, *log_mass, logits != 0, *d_attention, executor);
     });
   });
 }

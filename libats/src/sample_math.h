@@ -87,8 +87,7 @@ ATS_HD inline double sum_group(const double* entry) {
 template <typename T, bool Logits>
 ATS_HD inline void read_group(const Row<T, Logits>& row, int64_t group, uint32_t taken, double* entry) {
   const int64_t first = group * kFan;
-  for (int e = 0; e < kFan; ++e)
-    entry[e] = first + e < row.cells && !(taken >> e & 1u) ? row.weight(first + e) : 0.0;
+  for (int e = 0; e < kFan; ++e) entry[e] = first + e < row.cells && !(taken >> e & 1u) ? row.weight(first + e) : 0.0;
 }
 
 // The sum of a group of which nothing is taken; NaN when it holds a negative weight (or a NaN).
@@ -132,7 +131,8 @@ ATS_HD inline void build_chunk(const TreeShape& shape, double* tree, int64_t chu
   for (int level = 0; level < kChunkLevels && level < shape.levels; ++level, width /= kFan) {
     const int64_t begin = chunk * width;
     // The last chunk also writes the zeros that pad its levels.
-    const int64_t end = last ? shape.padded[level] : (begin + width < shape.padded[level] ? begin + width : shape.padded[level]);
+    const int64_t end =
+        last ? shape.padded[level] : (begin + width < shape.padded[level] ? begin + width : shape.padded[level]);
     if (level > 0) {
       sum_level(shape, tree, level, begin, end);
     } else {
@@ -143,8 +143,7 @@ ATS_HD inline void build_chunk(const TreeShape& shape, double* tree, int64_t chu
 
 // The levels above the chunks. Returns the mass of the row.
 ATS_HD inline double build_top(const TreeShape& shape, double* tree) {
-  for (int level = kChunkLevels; level < shape.levels; ++level)
-    sum_level(shape, tree, level, 0, shape.padded[level]);
+  for (int level = kChunkLevels; level < shape.levels; ++level) sum_level(shape, tree, level, 0, shape.padded[level]);
   return tree[shape.offset[shape.levels - 1]];
 }
 
@@ -255,8 +254,8 @@ struct RowState {
   ATS_HD bool refill() {
     if (usable_mass()) return true;
     rescale();
-    const double change = Logits ? row.scale.reference - initial_scale.reference
-                                 : double(row.scale.exponent - initial_scale.exponent);
+    const double change =
+        Logits ? row.scale.reference - initial_scale.reference : double(row.scale.exponent - initial_scale.exponent);
     relative = Logits ? portable_exp(change) : ldexp(1.0, int(change));
     return mass > 0.0;
   }
@@ -299,8 +298,7 @@ ATS_HD inline int64_t draw_row(RowState<T, Logits>& state, uint64_t seed, uint64
       break;
     }
     double probability = 0.0;
-    const int64_t cell =
-        state.draw(uniform_below_one(random.word[0], random.word[1]), !replace, probability);
+    const int64_t cell = state.draw(uniform_below_one(random.word[0], random.word[1]), !replace, probability);
     emit(i, cell, probability);
   }
   return n;

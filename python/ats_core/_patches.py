@@ -244,7 +244,9 @@ def _to_patch(patch_size: Ints, origins: NDArray[np.int64]) -> list[int]:
 
 def _channels_last(name: str, image: Array, axes: int, channels_first: bool) -> Array:
     if image.ndim != axes + 2:
-        raise ValueError(f"{name}: must have {axes + 2} axes (batch, {axes} spatial, channels), got {image.shape}")
+        raise ValueError(
+            f"{name}: must have {axes + 2} axes (batch, {axes} spatial as in patch_size, channels), got {image.shape}"
+        )
     return np.moveaxis(image, 1, -1) if channels_first else image
 
 

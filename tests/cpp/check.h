@@ -8,22 +8,22 @@
 inline int failures = 0;
 inline int checks = 0;
 
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    ++checks;                                                                   \
-    if (!(condition)) {                                                         \
-      ++failures;                                                               \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);       \
-    }                                                                           \
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    ++checks;                                                             \
+    if (!(condition)) {                                                   \
+      ++failures;                                                         \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                                     \
   } while (0)
 
-#define CHECK_OK(call)                                                                              \
-  do {                                                                                              \
-    ++checks;                                                                                       \
-    if (const int status = (call); status != ATS_OK) {                                              \
-      ++failures;                                                                                   \
-      std::printf("%s:%d: %s -> %d: %s\n", __FILE__, __LINE__, #call, status, ats_last_error());    \
-    }                                                                                               \
+#define CHECK_OK(call)                                                                           \
+  do {                                                                                           \
+    ++checks;                                                                                    \
+    if (const int status = (call); status != ATS_OK) {                                           \
+      ++failures;                                                                                \
+      std::printf("%s:%d: %s -> %d: %s\n", __FILE__, __LINE__, #call, status, ats_last_error()); \
+    }                                                                                            \
   } while (0)
 
 inline int finish() {

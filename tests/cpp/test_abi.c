@@ -48,7 +48,8 @@ int main(void) {
     ats_tensor i3 = vector_of(more, ATS_INT64, 2, 3), p3 = vector_of(p, ATS_FLOAT32, 2, 3);
     CHECK(ats_sample(&attention, &rng, &options, &i3, &p3, &times, &mass, workspace, NULL) == ATS_INVALID_ARGUMENT);
     CHECK(strstr(ats_last_error(), "row 1") && strstr(ats_last_error(), "2 cells"));
-    CHECK(ats_sample(&attention, &rng, &options, &indices, &p3, &times, &mass, workspace, NULL) == ATS_INVALID_ARGUMENT);
+    CHECK(ats_sample(&attention, &rng, &options, &indices, &p3, &times, &mass, workspace, NULL) ==
+          ATS_INVALID_ARGUMENT);
     CHECK(strstr(ats_last_error(), "indices"));
   }
   CHECK(ats_sample(NULL, &rng, &options, &indices, &probs, &times, &mass, workspace, NULL) == ATS_INVALID_ARGUMENT);

@@ -24,12 +24,14 @@ Result estimate(const std::vector<double>& a, std::vector<double> f, int estimat
   Result result{0.0, std::vector<double>(a.size()), std::vector<double>(a.size())};
   const double one = 1.0;
   const ats_tensor grad = ats::view(&one, {1, 1}), expected = ats::view(&result.expected, {1, 1});
-  const ats_tensor df = ats::view(result.d_features.data(), {1, n, 1}), da = ats::view(result.d_attention.data(), {1, n});
+  const ats_tensor df = ats::view(result.d_features.data(), {1, n, 1}),
+                   da = ats::view(result.d_attention.data(), {1, n});
   size_t bytes = 0;
   CHECK_OK(ats_expectation_backward_workspace(&attention, &bytes));
   std::vector<double> workspace(bytes / sizeof(double) + 1);
   CHECK_OK(ats_expectation(&features, &attention, nullptr, nullptr, estimator, &expected, workspace.data(), executor));
-  CHECK_OK(ats_expectation_backward(&grad, &features, &attention, nullptr, nullptr, estimator, &df, &da, workspace.data(), executor));
+  CHECK_OK(ats_expectation_backward(&grad, &features, &attention, nullptr, nullptr, estimator, &df, &da,
+                                    workspace.data(), executor));
 
   // M h is the backward pass.
   std::vector<double> c(a.size()), m(a.size() * a.size());

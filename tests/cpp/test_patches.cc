@@ -56,9 +56,9 @@ ats_tensor random_view(std::vector<double>& memory, const ats_tensor& shape) {
   return view;
 }
 
-
 // value(b, n, s, z, y, x, c) of patches with all axes.
-double& patch_at(const Case& c, const ats_tensor& t, int64_t b, int64_t n, int64_t s, const int64_t* p, int64_t channel) {
+double& patch_at(const Case& c, const ats_tensor& t, int64_t b, int64_t n, int64_t s, const int64_t* p,
+                 int64_t channel) {
   double* data = static_cast<double*>(t.data) + b * t.strides[0] + n * t.strides[1];
   int axis = 2;
   if (c.options.n_scales) data += s * t.strides[axis++];
@@ -111,7 +111,8 @@ void test_random_case(int number) {
   for (double& x : grad_memory) x = double(engine() % 1000) * 1e-3 - 0.5;
   const ats_tensor d_image = random_view(gradient_memory, shape);
   for (double& x : gradient_memory) x = 1e9;  // must be overwritten
-  CHECK_OK(ats_extract_patches_backward(&grad, &origins, &c.options, &d_image, nullptr, number % 2 ? nullptr : ats_thread_pool()));
+  CHECK_OK(ats_extract_patches_backward(&grad, &origins, &c.options, &d_image, nullptr,
+                                        number % 2 ? nullptr : ats_thread_pool()));
   std::vector<double> expected_gradient(size_t(c.batch * c.image[0] * c.image[1] * c.image[2] * c.channels), 0.0);
 
   const auto offset = [&](const ats_tensor& t, int64_t b, const int64_t* pixel, int64_t channel) {
@@ -129,7 +130,8 @@ void test_random_case(int number) {
               for (int64_t k = 0; k < c.channels; ++k) {
                 const int64_t p[3] = {z, y, x};
                 const int64_t scale = c.options.n_scales ? c.options.scales[s] : 1;
-                const double spread = c.std.empty() ? 1.0 : c.std[size_t(k)], centre = c.mean.empty() ? 0.0 : c.mean[size_t(k)];
+                const double spread = c.std.empty() ? 1.0 : c.std[size_t(k)],
+                             centre = c.mean.empty() ? 0.0 : c.mean[size_t(k)];
                 const double count = std::pow(double(scale), c.spatial);
                 double sum = 0.0;
                 for (int64_t i = 0; i < int64_t(count); ++i) {
@@ -147,10 +149,12 @@ void test_random_case(int number) {
                   sum += outside ? c.options.fill : *offset(image, b, pixel, k);
                   if (!outside) {
                     const int64_t flat = ((b * c.image[0] + pixel[0]) * c.image[1] + pixel[1]) * c.image[2] + pixel[2];
-                    expected_gradient[size_t(flat * c.channels + k)] += patch_at(c, grad, b, n, s, p, k) / count / spread;
+                    expected_gradient[size_t(flat * c.channels + k)] +=
+                        patch_at(c, grad, b, n, s, p, k) / count / spread;
                   }
                 }
-                worst = std::fmax(worst, std::fabs(patch_at(c, patches, b, n, s, p, k) - (sum / count - centre) / spread));
+                worst =
+                    std::fmax(worst, std::fabs(patch_at(c, patches, b, n, s, p, k) - (sum / count - centre) / spread));
               }
   CHECK(worst < 1e-12);
   for (int64_t flat = 0; flat < int64_t(expected_gradient.size()); ++flat) {
@@ -163,7 +167,8 @@ void test_random_case(int number) {
   }
   CHECK(worst < 1e-12);
   if (worst >= 1e-12)
-    std::printf("case %d: D=%d padding=%d scales=%d worst %g\n", number, c.spatial, c.options.padding, c.options.n_scales, worst);
+    std::printf("case %d: D=%d padding=%d scales=%d worst %g\n", number, c.spatial, c.options.padding,
+                c.options.n_scales, worst);
 }
 
 // Mirroring far away is a matter of the period.

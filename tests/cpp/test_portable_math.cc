@@ -22,9 +22,8 @@ void test_exp_log() {
     const double x = -700.0 + 1400.0 * i / 200000.0;
     worst_exp = std::fmax(worst_exp, ulps(ats::portable_exp(x), std::exp((long double)x)));
     const double y = std::exp(x) * (1.0 + 1e-3 * (i % 997));
-    worst_log = std::fmax(worst_log, std::fabs(ats::portable_log(y)) < 1e-3
-                                         ? 0.0
-                                         : ulps(ats::portable_log(y), std::log((long double)y)));
+    worst_log = std::fmax(
+        worst_log, std::fabs(ats::portable_log(y)) < 1e-3 ? 0.0 : ulps(ats::portable_log(y), std::log((long double)y)));
   }
   std::printf("worst error: exp %.2f ulp, log %.2f ulp\n", worst_exp, worst_log);
   CHECK(worst_exp < 2.0);
@@ -38,7 +37,8 @@ void test_exp_log() {
   CHECK(ats::portable_log(1.0) == 0.0);
   CHECK(std::fabs(ats::portable_log(5e-324) - std::log(5e-324)) < 1e-12);
   for (double x = -0.5; x < 0.5; x += 1e-3)  // near 1, where digits cancel
-    CHECK(x == 0.0 || std::fabs(ats::portable_log(1.0 + x) - std::log(1.0 + x)) <= 4e-16 * std::fabs(std::log(1.0 + x)));
+    CHECK(x == 0.0 ||
+          std::fabs(ats::portable_log(1.0 + x) - std::log(1.0 + x)) <= 4e-16 * std::fabs(std::log(1.0 + x)));
 }
 
 // The known answers that come with Random123, the reference implementation.
@@ -78,8 +78,8 @@ void test_halves() {
     }
     const ats::bfloat16 b{uint16_t(bits)};
     const float value = ats::to_float(b);
-    wrong += std::isnan(value) ? !std::isnan(ats::to_float(ats::to_bfloat16(value)))
-                               : ats::to_bfloat16(value).bits != bits;
+    wrong +=
+        std::isnan(value) ? !std::isnan(ats::to_float(ats::to_bfloat16(value))) : ats::to_bfloat16(value).bits != bits;
   }
   CHECK(wrong == 0);
   // Between two neighbours: the nearer, and the even one in the middle. From float and, without rounding twice, double.

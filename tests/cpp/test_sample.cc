@@ -21,8 +21,8 @@ struct Draw {
 };
 
 template <typename T>
-Draw draw(const std::vector<T>& weights, int64_t rows, int64_t n, int64_t seed, int64_t offset = 0, bool replace = false,
-          bool logits = false, const ats_executor* executor = nullptr, bool top = false) {
+Draw draw(const std::vector<T>& weights, int64_t rows, int64_t n, int64_t seed, int64_t offset = 0,
+          bool replace = false, bool logits = false, const ats_executor* executor = nullptr, bool top = false) {
   using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t cells = rows ? int64_t(weights.size()) / rows : 3;
   const ats_tensor attention = ats::view(weights.data(), {rows, cells});
@@ -38,8 +38,9 @@ Draw draw(const std::vector<T>& weights, int64_t rows, int64_t n, int64_t seed, 
   std::vector<double> workspace(bytes / sizeof(double) + 1, std::numeric_limits<double>::quiet_NaN());
   const ats_tensor indices = ats::view(out.indices.data(), {rows, n}), probs = ats::view(p.data(), {rows, n});
   const ats_tensor times = ats::view(t.data(), {rows}), mass = ats::view(out.log_mass.data(), {rows});
-  out.status = top ? ats_topk(&attention, &options, &indices, &probs, &times, &mass, workspace.data(), executor)
-                   : ats_sample(&attention, &rng, &options, &indices, &probs, &times, &mass, workspace.data(), executor);
+  out.status =
+      top ? ats_topk(&attention, &options, &indices, &probs, &times, &mass, workspace.data(), executor)
+          : ats_sample(&attention, &rng, &options, &indices, &probs, &times, &mass, workspace.data(), executor);
   out.probabilities.assign(p.begin(), p.end());
   out.threshold.assign(t.begin(), t.end());
   return out;
@@ -136,7 +137,8 @@ void test_range(T large, T small, bool logits) {
     ++counts[out.indices[size_t(r * 4 + 1)]];
   }
   CHECK(first);
-  for (const int cell : {0, 2, 3}) CHECK(std::fabs(double(counts[cell]) - kRows / 3.0) < 5 * std::sqrt(kRows * 2 / 9.0));
+  for (const int cell : {0, 2, 3})
+    CHECK(std::fabs(double(counts[cell]) - kRows / 3.0) < 5 * std::sqrt(kRows * 2 / 9.0));
 }
 
 void test_ranges() {
@@ -193,7 +195,8 @@ void test_replace_and_topk() {
     const Draw top = draw(weights, 1, n, 0, 0, false, false, nullptr, true);
     std::vector<int64_t> order(static_cast<size_t>(cells));
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return weights[size_t(a)] > weights[size_t(b)]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return weights[size_t(a)] > weights[size_t(b)]; });
     CHECK(top.status == ATS_OK && std::equal(top.indices.begin(), top.indices.end(), order.begin()));
   }
 }

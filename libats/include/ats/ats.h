@@ -184,16 +184,15 @@ typedef struct ats_patches_options {
 
 ATS_API int ats_extract_patches_shape(const ats_tensor* image, const ats_tensor* origins,
                                       const ats_patches_options* options, ats_tensor* patches) ATS_NOEXCEPT;
-ATS_API int ats_extract_patches(const ats_tensor* image, const ats_tensor* origins,
-                                const ats_patches_options* options, const ats_tensor* patches,
-                                const ats_executor* executor) ATS_NOEXCEPT;
+ATS_API int ats_extract_patches(const ats_tensor* image, const ats_tensor* origins, const ats_patches_options* options,
+                                const ats_tensor* patches, const ats_executor* executor) ATS_NOEXCEPT;
 
 /* grad (B, N, [S,] *patch, C) -> d_image (B, *spatial, C), any strides, overwritten. Both floating. Every pixel's
  * contributions are added in the order of the patches, in float32 or wider. */
 ATS_API int ats_extract_patches_backward_workspace(const ats_tensor* d_image, size_t* bytes) ATS_NOEXCEPT;
 ATS_API int ats_extract_patches_backward(const ats_tensor* grad, const ats_tensor* origins,
-                                         const ats_patches_options* options, const ats_tensor* d_image,
-                                         void* workspace, const ats_executor* executor) ATS_NOEXCEPT;
+                                         const ats_patches_options* options, const ats_tensor* d_image, void* workspace,
+                                         const ats_executor* executor) ATS_NOEXCEPT;
 
 /* ---- expectation ----------------------------------------------------------------------------------------------
  * Estimate sum_k a_k f_k from the sampled cells: sum_i c_i f_i, with c from one of the estimators below.
