@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS := $(shell cores=$$(nproc 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo $$cores || echo 2)
+# Two, because compiling against PyTorch takes a gigabyte a job; make JOBS=8 where there is room.
+JOBS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo $$cores || echo 2)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)

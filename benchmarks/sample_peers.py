@@ -73,8 +73,12 @@ def main() -> None:
         print("\n".join(lines) if len(lines) == 3 else lines[-1], flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": args.threads,
-                   "torch": torch.__version__, "ats_core": ats_core.__version__}
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": args.threads,
+            "torch": torch.__version__,
+            "ats_core": ats_core.__version__,
+        }
         stem = args.out / f"sample_peers_{args.threads}_thread{'s' if args.threads > 1 else ''}"
         stem.with_suffix(".json").write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
         note = f"Milliseconds, median of {args.repeats}, float32 weights; {machine}."

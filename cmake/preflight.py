@@ -9,8 +9,8 @@ import sysconfig
 from pathlib import Path
 
 missing = []
-if sys.version_info < (3, 10):
-    missing.append(f"Python >= 3.10 (this is {sys.version.split()[0]}; try make PYTHON=python3.11)")
+if sys.version_info < (3, 11):  # the pinned dependencies; the package itself runs on 3.10
+    missing.append(f"Python >= 3.11 (this is {sys.version.split()[0]}; try make PYTHON=python3.11)")
 if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
     missing.append("Python's venv with ensurepip (Debian: apt-get install python3-venv)")
 if not Path(sysconfig.get_paths()["include"], "Python.h").exists():

@@ -119,6 +119,7 @@ inline Argument dense(const char* name, const Tensor& given) {
 // A new tensor of the shape and dtype that the core asked for, where `like` is. With `spatial` > 0 the channels, last
 // for the core, stand before that many axes in the tensor.
 inline Argument allocate(ats_tensor wanted, const ats_tensor& like, int spatial = 0) {
+  require(wanted.dtype >= 0, "dtype: not one that the core has");
   move_axis(wanted, wanted.ndim - 1, wanted.ndim - 1 - spatial);
   int64_t stride = 1;
   for (int axis = wanted.ndim - 1; axis >= 0; stride *= std::max<int64_t>(wanted.shape[axis--], 1))

@@ -81,10 +81,14 @@ void check_described(Where where, const ats_tensor* t, unsigned dtypes, int min_
   }
 }
 
+void check_known(Where where, const ats_tensor& t) {
+  for (int axis = 0; axis < t.ndim; ++axis)
+    if (t.shape[axis] < 0) fail("%s: %s has a size that is not known: %s", where.op, where.name, shape_text(t).c_str());
+}
+
 void check_tensor(Where where, const ats_tensor* t, unsigned dtypes, int min_ndim, int max_ndim, const char* layout) {
   check_described(where, t, dtypes, min_ndim, max_ndim, layout);
-  for (int axis = 0; axis < t->ndim; ++axis)
-    if (t->shape[axis] < 0) fail("%s: %s has a negative size: %s", where.op, where.name, shape_text(*t).c_str());
+  check_known(where, *t);
   if (t->device != ATS_CPU) {
     throw Error(ATS_UNSUPPORTED, std::string(where.op) + ": " + where.name +
                                      " is on a GPU, and this build of libats has no CUDA kernels");

@@ -43,6 +43,9 @@ int guard(Body&& body) noexcept {
   } catch (const std::exception& error) {
     set_last_error(error.what());
     return ATS_INTERNAL;
+  } catch (...) {  // from the caller's parallel_for
+    set_last_error("the executor threw something that is not a std::exception");
+    return ATS_INTERNAL;
   }
 }
 
@@ -73,6 +76,8 @@ int64_t element_count(const ats_tensor& t);  // of a tensor that was checked
 void check_described(Where where, const ats_tensor* t, unsigned dtypes, int min_ndim, int max_ndim, const char* layout);
 // A view that will be read or written: known sizes, data there, on the CPU.
 void check_tensor(Where where, const ats_tensor* t, unsigned dtypes, int min_ndim, int max_ndim, const char* layout);
+// All sizes of a described view are known: for what depends on them.
+void check_known(Where where, const ats_tensor& t);
 // Exactly the shape and dtype that the shape rule gave.
 void check_output(Where where, const ats_tensor* t, const ats_tensor& expected);
 void check_contiguous_from(Where where, const ats_tensor& t, int first_axis);

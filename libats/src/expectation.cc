@@ -42,7 +42,7 @@ double value_at(const ats_tensor& t, int64_t i) {
   return t.dtype == ATS_FLOAT64 ? data_of<double>(t)[i] : double(data_of<float>(t)[i]);
 }
 
-// A vector argument in double; empty when there is none.
+// A vector argument in double.
 std::vector<double> read_vector(Where where, const ats_tensor* t) {
   check_tensor(where, t, kSingleOrDouble, 1, 1, "a vector");
   std::vector<double> values(static_cast<size_t>(t->shape[0]));
@@ -124,8 +124,10 @@ class Rows {
 size_t workspace_bytes(const char* op, const ats_tensor* attention, bool matrix) {
   check_described({op, "attention"}, attention, kSingleOrDouble, 2, 2, "(B, N)");
   const Where where{op, "attention"};
+  check_known(where, *attention);
   const int64_t n = attention->shape[1];
-  const int64_t per_row = Rows::doubles(n, matrix ? multiply_sizes(where, n, multiply_sizes(where, n, 1)) : 0);
+  multiply_sizes(where, 1000, n);  // the largest multiple of n below
+  const int64_t per_row = Rows::doubles(n, matrix ? multiply_sizes(where, n, n) : 0);
   return size_t(multiply_sizes(where, multiply_sizes(where, attention->shape[0], per_row), 8));
 }
 
@@ -220,16 +222,23 @@ int ats_expectation_shape(const ats_tensor* features, const ats_tensor* attentio
                           const ats_tensor* weights, int32_t estimator, ats_tensor* expected) noexcept {
   return guard([&] {
     describe_inputs({"expectation", attention, threshold, weights, estimator});
+    check_pointer({"expectation", "expected"}, expected);
     *expected = expected_shape("expectation", features, attention);
   });
 }
 
 int ats_expectation_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
-  return guard([&] { *bytes = workspace_bytes("expectation", attention, false); });
+  return guard([&] {
+    check_pointer({"expectation", "bytes"}, bytes);
+    *bytes = workspace_bytes("expectation", attention, false);
+  });
 }
 
 int ats_expectation_backward_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
-  return guard([&] { *bytes = workspace_bytes("expectation_backward", attention, false); });
+  return guard([&] {
+    check_pointer({"expectation_backward", "bytes"}, bytes);
+    *bytes = workspace_bytes("expectation_backward", attention, false);
+  });
 }
 
 int ats_expectation(const ats_tensor* features, const ats_tensor* attention, const ats_tensor* threshold,
@@ -283,6 +292,8 @@ int ats_estimator_arrays_shape(const ats_tensor* attention, const ats_tensor* th
                                int32_t estimator, ats_tensor* c, ats_tensor* m) noexcept {
   return guard([&] {
     describe_inputs({"estimator_arrays", attention, threshold, weights, estimator});
+    check_pointer({"estimator_arrays", "c"}, c);
+    check_pointer({"estimator_arrays", "m"}, m);
     const int64_t batch = attention->shape[0], n = attention->shape[1];
     const Where where{"estimator_arrays", "attention"};
     multiply_sizes(where, multiply_sizes(where, multiply_sizes(where, batch, n), n), 8);
@@ -292,7 +303,10 @@ int ats_estimator_arrays_shape(const ats_tensor* attention, const ats_tensor* th
 }
 
 int ats_estimator_arrays_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
-  return guard([&] { *bytes = workspace_bytes("estimator_arrays", attention, true); });
+  return guard([&] {
+    check_pointer({"estimator_arrays", "bytes"}, bytes);
+    *bytes = workspace_bytes("estimator_arrays", attention, true);
+  });
 }
 
 int ats_estimator_arrays(const ats_tensor* attention, const ats_tensor* threshold, const ats_tensor* weights,

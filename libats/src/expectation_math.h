@@ -125,11 +125,12 @@ ATS_HD inline void murthy_integrate(const EstimatorRow& row, double rest, const 
   }
 }
 
-// What the sample leaves of the mass. 0: it holds all of it, and R = R2 = 1 exactly.
+// What the sample leaves of the mass. 0: it holds all of it, and R = R2 = 1 exactly. (Times are divided by what is
+// left; below 1e-290 they would overflow, and the sample holds all the mass there is.)
 ATS_HD inline double mass_left(const EstimatorRow& row) {
   MassLeft left;
   for (int64_t i = 0; i < row.n; ++i) left.take(row.a[i]);
-  return left.get();
+  return left.get() < 1e-290 ? 0.0 : left.get();
 }
 
 // ---- c ------------------------------------------------------------------------------------------------------------

@@ -33,8 +33,9 @@ ATS_HD inline float to_float(float16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (magnitude << 13));  // inf, NaN
-  // Exponents are re-biased by a multiplication, which also makes subnormals right.
-  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
+  // Subnormals by their definition: no float is subnormal on the way, so flush-to-zero modes change nothing.
+  if (magnitude < 0x400u) return bit_cast<float>(sign | bit_cast<uint32_t>(float(int32_t(magnitude)) * 0x1p-24f));
+  return bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
 }
 
 ATS_HD inline bfloat16 to_bfloat16(float x) {

@@ -19,8 +19,8 @@ int64_t cell_count(const ats_locate_options& options) {
 void check_sizes(const char* name, const int64_t* sizes, int spatial, int64_t lowest) {
   for (int axis = 0; axis < spatial; ++axis)
     if (sizes[axis] < lowest || sizes[axis] > kLargestSize)
-      fail("locate: %s must be at least %lld on every axis, got %s", name, static_cast<long long>(lowest),
-           shape_text(sizes, spatial).c_str());
+      fail("locate: %s must be at least %lld (and at most 2^52) on every axis, got %s", name,
+           static_cast<long long>(lowest), shape_text(sizes, spatial).c_str());
 }
 
 ats_tensor origins_shape(const ats_tensor* indices, const ats_locate_options* options) {
@@ -49,7 +49,10 @@ ats_tensor origins_shape(const ats_tensor* indices, const ats_locate_options* op
 using namespace ats;
 
 int ats_locate_shape(const ats_tensor* indices, const ats_locate_options* options, ats_tensor* origins) noexcept {
-  return guard([&] { *origins = origins_shape(indices, options); });
+  return guard([&] {
+    check_pointer({kOp, "origins"}, origins);
+    *origins = origins_shape(indices, options);
+  });
 }
 
 int ats_locate(const ats_tensor* indices, const ats_locate_options* options, const ats_tensor* origins,

@@ -159,7 +159,10 @@ using namespace ats;
 
 int ats_extract_patches_shape(const ats_tensor* image, const ats_tensor* origins, const ats_patches_options* options,
                               ats_tensor* patches) noexcept {
-  return guard([&] { *patches = shape(image, origins, options); });
+  return guard([&] {
+    check_pointer({kOp, "patches"}, patches);
+    *patches = shape(image, origins, options);
+  });
 }
 
 int ats_extract_patches(const ats_tensor* image, const ats_tensor* origins, const ats_patches_options* options,

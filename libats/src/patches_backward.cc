@@ -127,6 +127,8 @@ using namespace ats;
 int ats_extract_patches_backward_workspace(const ats_tensor* d_image, size_t* bytes) noexcept {
   return guard([&] {
     check_described({kOp, "d_image"}, d_image, kFloating, 3, 5, "(B, *spatial, C)");
+    check_known({kOp, "d_image"}, *d_image);
+    check_pointer({kOp, "bytes"}, bytes);
     *bytes = 0;
     if (d_image->dtype != ATS_FLOAT16 && d_image->dtype != ATS_BFLOAT16) return;
     int64_t total = sizeof(float);

@@ -1,42 +1,38 @@
 #include "patches_plan.h"
 
 #include <cmath>
+#include <limits>
 
 namespace ats {
 namespace {
 
-// A patch spans at most this many pixels per axis, so that positions cannot overflow.
-constexpr int64_t kLargestSpan = int64_t(1) << 40;
+// So that positions and products of sizes cannot overflow, and no scale asks for hours of averaging by mistake.
+constexpr int64_t kLargestImage = int64_t(1) << 52;
+constexpr int64_t kLargestPatch = int64_t(1) << 30;
+constexpr double kLargestAverage = 0x1p20;
 
 void check_options(const char* op, const ats_patches_options& options, int64_t channels) {
-  if (options.spatial < 1 || options.spatial > 3)
-    fail("%s: patch_size must have 1, 2 or 3 values, got %d", op, int(options.spatial));
   if (options.padding < ATS_PAD_CONSTANT || options.padding > ATS_PAD_REFLECT)
     fail("%s: padding must be constant, edge or reflect, got %d", op, int(options.padding));
   if (options.n_scales < 0 || options.n_scales > ATS_MAX_SCALES)
     fail("%s: scales must have at most %d values, got %d", op, ATS_MAX_SCALES, int(options.n_scales));
   for (int axis = 0; axis < options.spatial; ++axis)
-    if (options.patch[axis] < 1 || options.patch[axis] > kLargestSpan)
-      fail("%s: patch_size must be at least 1 (and at most 2^40) on every axis, got %s", op,
+    if (options.patch[axis] < 1 || options.patch[axis] > kLargestPatch)
+      fail("%s: patch_size must be at least 1 (and at most 2^30) on every axis, got %s", op,
            shape_text(options.patch, options.spatial).c_str());
-  for (int s = 0; s < options.n_scales; ++s) {
-    if (options.scales[s] < 1) fail("%s: scales must be at least 1, got %lld", op, (long long)options.scales[s]);
-    double span = 1.0;
-    for (int axis = 0; axis < options.spatial; ++axis) {
-      // Compared as floating-point numbers, which cannot overflow.
-      if (double(options.scales[s]) * double(options.patch[axis]) > double(kLargestSpan))
-        fail("%s: scales = %lld times patch_size = %lld is more than 2^40 pixels", op, (long long)options.scales[s],
-             (long long)options.patch[axis]);
-      span *= double(options.scales[s]);
-    }
-    if (span > 0x1p62) fail("%s: scales = %lld averages more than 2^62 pixels", op, (long long)options.scales[s]);
-  }
+  for (int s = 0; s < options.n_scales; ++s)
+    if (options.scales[s] < 1 || std::pow(double(options.scales[s]), options.spatial) > kLargestAverage)
+      fail("%s: scales must be at least 1 and average at most 2^20 pixels into one, got %lld", op,
+           static_cast<long long>(options.scales[s]));
+  for (const int64_t length : {options.n_mean, options.n_std})
+    if (length < 0) fail("%s: n_mean and n_std must not be negative, got %lld", op, static_cast<long long>(length));
   if (options.mean) check_same_size({op, "mean"}, options.n_mean, "length", channels, "the image's channel axis");
   if (options.std) {
     check_same_size({op, "std"}, options.n_std, "length", channels, "the image's channel axis");
     for (int64_t c = 0; c < options.n_std; ++c)
-      if (options.std[c] == 0.0 || std::isnan(options.std[c]))
-        fail("%s: std must not be 0 or NaN, got %g for channel %lld", op, options.std[c], (long long)c);
+      if (!(std::fabs(options.std[c]) >= double(std::numeric_limits<float>::min())))
+        fail("%s: std must not be 0 (nor vanish in float32) nor NaN, got %g for channel %lld", op, options.std[c],
+             static_cast<long long>(c));
   }
 }
 
@@ -53,6 +49,9 @@ ats_tensor patches_shape(const char* op, const ats_tensor* image, const char* im
   check_same_size({op, "origins"}, origins->shape[0], "B", image->shape[0], image_name);
   check_same_size({op, "origins"}, origins->shape[2], "D", spatial, "patch_size");
   check_options(op, *options, image->shape[spatial + 1]);
+  for (int axis = 0; axis < spatial; ++axis)
+    if (image->shape[axis + 1] > kLargestImage)
+      fail("%s: %s must have at most 2^52 pixels along an axis, got %s", op, image_name, shape_text(*image).c_str());
   for (int axis = 0; axis < spatial; ++axis)
     if (image->shape[axis + 1] == 0 && options->padding != ATS_PAD_CONSTANT)
       fail("%s: %s has an axis of size 0, %s, which only constant padding can fill", op, image_name,

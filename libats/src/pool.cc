@@ -1,7 +1,7 @@
 // The library's own thread pool, for callers outside a framework (the NumPy edge, C programs).
 //
-// One job at a time: threads take ranges of it from a counter. A caller that finds the pool busy, or is itself one of
-// its threads, runs its job alone, so nothing can wait for itself. After fork() the child has no threads: it gets a
+// One job at a time: threads take ranges of it from a counter. A caller that finds the pool busy, perhaps with a job of
+// its own further up the stack, runs its job alone, so nothing can wait for itself. After fork() the child has no threads: it gets a
 // fresh pool, and the old one, whose locks may be held by threads that no longer exist, is left alone.
 #include <pthread.h>
 
@@ -61,8 +61,7 @@ class Pool {
 
   // False when the pool is busy.
   bool run(Job& job) {
-    const std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-    if (!turn.owns_lock()) return false;
+    if (taken_.test_and_set(std::memory_order_acquire)) return false;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
@@ -73,6 +72,7 @@ class Pool {
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;  // a worker that wakes up late finds nothing
     idle_.wait(lock, [this] { return active_ == 0; });
+    taken_.clear(std::memory_order_release);
     return true;
   }
 
@@ -94,7 +94,7 @@ class Pool {
     }
   }
 
-  std::mutex turn_;  // held by the caller whose job runs
+  std::atomic_flag taken_ = ATOMIC_FLAG_INIT;  // by the caller whose job runs
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   std::vector<std::thread> workers_;

@@ -3,13 +3,20 @@
 // between machines in the last bit, will not do. Errors stay below 2 units in the last place.
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 #include <limits>
 
 #include "half.h"
 #include "host_device.h"
 
+#if defined(__FAST_MATH__)
+#error "libats decides picks by the order of its floating-point operations: build it without -ffast-math and -Ofast"
+#endif
+
 namespace ats {
+
+static_assert(FLT_EVAL_METHOD == 0, "double arithmetic must be done in double (x87 is not)");
 
 constexpr double kLn2High = 0x1.62e42fefa3800p-1;  // 42 bits, so that small integers times it are exact
 constexpr double kLn2Low = 0x1.ef35793c76730p-45;

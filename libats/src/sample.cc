@@ -1,4 +1,7 @@
 // sample: draw cells without replacement (or with) at the cost of reading the weights once. See sample_math.h.
+#include <numeric>
+#include <vector>
+
 #include "sample_rows.h"
 
 namespace ats {
@@ -50,6 +53,10 @@ void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_ten
   const auto output = [&](int64_t r) { return data_of<T>(d_attention) + r * d_attention.strides[0]; };
 
   // d p_i / d w_k = ([k = q_i] - p_i) / W; for logits, d p_i / d x_k = p_i [k = q_i] - p_i p_k.
+  const auto everywhere = [&](int64_t r, double sum, int64_t cell) {
+    if (sum == 0.0) return 0.0;  // also when 1 / W is out of range
+    return -sum * (logits ? portable_exp(double(load(input(r)[cell])) - log_mass(r)) : std::exp(-log_mass(r)));
+  };
   const int64_t chunks = chunk_count(cells);
   parallel_for(executor, rows * chunks, grain_for(std::min(cells, kChunkCells)), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -58,21 +65,29 @@ void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_ten
       const double sum = weighted_sum(r);
       T* out = output(r);
       if (logits) {
-        const T* x = input(r);
-        for (int64_t k = first; k < last; ++k)
-          out[k] = store_clamped<T>(-sum * portable_exp(double(load(x[k])) - log_mass(r)));
+        for (int64_t k = first; k < last; ++k) out[k] = store_clamped<T>(everywhere(r, sum, k));
       } else {
-        std::fill(out + first, out + last, store_clamped<T>(-sum * std::exp(-log_mass(r))));
+        std::fill(out + first, out + last, store_clamped<T>(everywhere(r, sum, 0)));
       }
     }
   });
-  parallel_for(executor, rows, grain_for(n), [&](int64_t begin, int64_t end) {
+  // The draws of a row, equal cells side by side: what goes to one cell is added up in double and stored once.
+  std::vector<int64_t> orders(static_cast<size_t>(rows * n));
+  parallel_for(executor, rows, grain_for(16 * n), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const double scale = std::exp(-log_mass(r));
-      for (int64_t i = 0; i < n; ++i) {
-        T& out = output(r)[at<int64_t>(indices, r, i)];
-        const double factor = logits ? double(at<P>(probabilities, r, i)) : scale;
-        out = store_clamped<T>(double(load(out)) + double(at<P>(grad, r, i)) * factor);
+      const double sum = weighted_sum(r), scale = logits ? 0.0 : std::exp(-log_mass(r));
+      const auto cell = [&](int64_t i) { return at<int64_t>(indices, r, i); };
+      int64_t* order = orders.data() + r * n;
+      std::iota(order, order + n, int64_t{0});
+      std::sort(order, order + n, [&](int64_t i, int64_t j) { return cell(i) != cell(j) ? cell(i) < cell(j) : i < j; });
+      for (int64_t i = 0; i < n;) {
+        const int64_t k = cell(order[i]);
+        double total = everywhere(r, sum, k);
+        for (; i < n && cell(order[i]) == k; ++i) {
+          const double g = double(at<P>(grad, r, order[i]));
+          if (g != 0.0) total += g * (logits ? double(at<P>(probabilities, r, order[i])) : scale);
+        }
+        output(r)[k] = store_clamped<T>(total);
       }
     }
   });
@@ -95,6 +110,8 @@ int ats_sample_shape(const ats_tensor* attention, const ats_sample_options* opti
                      ats_tensor* probabilities, ats_tensor* threshold, ats_tensor* log_mass) noexcept {
   return guard([&] {
     const SampleShapes shapes = sample_shapes(kOp, attention, options);
+    for (const ats_tensor* output : {indices, probabilities, threshold, log_mass})
+      check_pointer({kOp, "an output"}, output);
     *indices = shapes.indices;
     *probabilities = shapes.probabilities;
     *threshold = shapes.threshold;
@@ -105,6 +122,8 @@ int ats_sample_shape(const ats_tensor* attention, const ats_sample_options* opti
 int ats_sample_workspace(const ats_tensor* attention, const ats_sample_options* options, size_t* bytes) noexcept {
   return guard([&] {
     sample_shapes(kOp, attention, options);
+    check_known({kOp, "attention"}, *attention);
+    check_pointer({kOp, "bytes"}, bytes);
     *bytes = size_t(RowsLayout(attention->shape[0], row_cells(*attention)).bytes());
   });
 }
@@ -114,7 +133,7 @@ int ats_sample(const ats_tensor* attention, const ats_tensor* rng, const ats_sam
                const ats_tensor* log_mass, void* workspace, const ats_executor* executor) noexcept {
   return guard([&] {
     const SampleOutputs outputs{indices, probabilities, threshold, log_mass};
-    check_sample(kOp, attention, options, outputs, sample_shapes(kOp, attention, options));
+    check_sample(kOp, attention, outputs, sample_shapes(kOp, attention, options));
     check_tensor({kOp, "rng"}, rng, kInteger64, 1, 1, "(2,): seed, offset");
     if (rng->shape[0] != 2)
       fail("sample: rng must have the shape (2,): seed, offset; got %s", shape_text(*rng).c_str());

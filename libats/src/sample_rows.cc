@@ -10,6 +10,7 @@ SampleShapes sample_shapes(const char* op, const ats_tensor* attention, const at
   int64_t cells = 1;
   for (int axis = 1; axis < attention->ndim; ++axis)
     cells = multiply_sizes({op, "attention"}, cells, attention->shape[axis]);
+  if (cells == 0) fail("%s: attention must have at least one cell a row, got %s", op, shape_text(*attention).c_str());
   if (!options->replace && cells >= 0 && n > cells)
     fail("%s: attention has %lld cells a row, and n = %lld asks for more", op, static_cast<long long>(cells),
          static_cast<long long>(n));
@@ -20,17 +21,18 @@ SampleShapes sample_shapes(const char* op, const ats_tensor* attention, const at
           describe(ATS_FLOAT64, {rows})};
 }
 
-void check_sample(const char* op, const ats_tensor* attention, const ats_sample_options* options,
-                  const SampleOutputs& outputs, const SampleShapes& shapes) {
-  (void)options;
+void check_sample(const char* op, const ats_tensor* attention, const SampleOutputs& outputs,
+                  const SampleShapes& shapes) {
   check_tensor({op, "attention"}, attention, kFloating, 2, ATS_MAX_DIMS, "(B, *grid)");
   check_contiguous_from({op, "attention"}, *attention, 1);
-  check_output({op, "indices"}, outputs.indices, shapes.indices);
-  check_output({op, "probabilities"}, outputs.probabilities, shapes.probabilities);
-  check_output({op, "threshold"}, outputs.threshold, shapes.threshold);
-  check_output({op, "log_mass"}, outputs.log_mass, shapes.log_mass);
-  for (const ats_tensor* t : {outputs.indices, outputs.probabilities, outputs.threshold, outputs.log_mass})
-    check_contiguous_from({op, "an output"}, *t, 0);
+  const auto check = [op](const char* name, const ats_tensor* t, const ats_tensor& expected) {
+    check_output({op, name}, t, expected);
+    check_contiguous_from({op, name}, *t, 0);
+  };
+  check("indices", outputs.indices, shapes.indices);
+  check("probabilities", outputs.probabilities, shapes.probabilities);
+  check("threshold", outputs.threshold, shapes.threshold);
+  check("log_mass", outputs.log_mass, shapes.log_mass);
 }
 
 RowsLayout::RowsLayout(int64_t rows_, int64_t cells)

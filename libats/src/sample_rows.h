@@ -23,8 +23,8 @@ struct SampleShapes {
 };
 
 SampleShapes sample_shapes(const char* op, const ats_tensor* attention, const ats_sample_options* options);
-void check_sample(const char* op, const ats_tensor* attention, const ats_sample_options* options,
-                  const SampleOutputs& outputs, const SampleShapes& shapes);
+void check_sample(const char* op, const ats_tensor* attention, const SampleOutputs& outputs,
+                  const SampleShapes& shapes);
 
 inline int64_t row_cells(const ats_tensor& attention) {
   int64_t cells = 1;
@@ -65,6 +65,7 @@ template <typename T>
            static_cast<long long>(cell));
     positive += logits ? !std::isinf(x) : x > 0;
   }
+  if (positive == 0) fail("%s: attention has no cell of positive weight in row %lld", op, static_cast<long long>(row));
   fail("%s: attention has %lld cell%s of positive weight in row %lld (of %lld), and n = %lld asks for more", op,
        static_cast<long long>(positive), positive == 1 ? "" : "s", static_cast<long long>(row),
        static_cast<long long>(cells), static_cast<long long>(n));

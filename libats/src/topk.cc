@@ -73,6 +73,8 @@ int ats_topk_shape(const ats_tensor* attention, const ats_sample_options* option
                    ats_tensor* probabilities, ats_tensor* threshold, ats_tensor* log_mass) noexcept {
   return guard([&] {
     const SampleShapes result = shapes(attention, options);
+    for (const ats_tensor* output : {indices, probabilities, threshold, log_mass})
+      check_pointer({kOp, "an output"}, output);
     *indices = result.indices;
     *probabilities = result.probabilities;
     *threshold = result.threshold;
@@ -83,8 +85,12 @@ int ats_topk_shape(const ats_tensor* attention, const ats_sample_options* option
 int ats_topk_workspace(const ats_tensor* attention, const ats_sample_options* options, size_t* bytes) noexcept {
   return guard([&] {
     shapes(attention, options);
+    check_known({kOp, "attention"}, *attention);
+    check_pointer({kOp, "bytes"}, bytes);
     const RowsLayout layout(attention->shape[0], row_cells(*attention));
-    *bytes = size_t(layout.bytes()) + size_t(layout.rows * options->n) * sizeof(Candidate<double>);
+    const Where where{kOp, "n"};
+    *bytes = size_t(layout.bytes()) +
+             size_t(multiply_sizes(where, multiply_sizes(where, layout.rows, options->n), sizeof(Candidate<double>)));
   });
 }
 
@@ -93,7 +99,7 @@ int ats_topk(const ats_tensor* attention, const ats_sample_options* options, con
              const ats_executor* executor) noexcept {
   return guard([&] {
     const SampleOutputs outputs{indices, probabilities, threshold, log_mass};
-    check_sample(kOp, attention, options, outputs, shapes(attention, options));
+    check_sample(kOp, attention, outputs, shapes(attention, options));
     if (attention->shape[0] == 0) return;
     check_pointer({kOp, "workspace"}, workspace);
     dispatch_floating(attention->dtype, [&](auto type) {

@@ -7,7 +7,6 @@ the first import from the sources in ats_core/_src, and kept in a cache folder: 
 
 import hashlib
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -42,22 +41,15 @@ def adapter_path(name: str) -> str:
     Raises
     ------
     ImportError
-        When the framework is missing or too old, or the adapter cannot be compiled; says what to do.
+        When the adapter cannot be compiled; says what to do.
     """
     adapter = _ADAPTERS[name]()
     return str(adapter.prebuilt if adapter.prebuilt.exists() else _cached_or_built(adapter))
 
 
 def _torch() -> Adapter:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ImportError("ats_core.torch needs PyTorch >= 2.10, which is not installed: pip install torch") from None
-    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
-    if version and (int(version[1]), int(version[2])) < (2, 10):
-        raise ImportError(f"ats_core.torch needs PyTorch >= 2.10, found {torch.__version__}: pip install -U torch")
+    import torch  # ats_core.torch has checked that it is there and new enough
+
     home = Path(torch.__file__).parent
     include = home / "include"
     return Adapter(

@@ -1,11 +1,11 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-_Array = NDArray[Any]
-_Draw = tuple[NDArray[np.int64], _Array, _Array, NDArray[np.float64]]
+_Array: TypeAlias = NDArray[Any]
+_Draw: TypeAlias = tuple[NDArray[np.int64], _Array, _Array, NDArray[np.float64]]
 
 def version() -> str: ...
 def get_num_threads() -> int: ...

@@ -189,10 +189,53 @@ void test_far_reflection() {
   CHECK(out == expected);
 }
 
+// Options that point at less memory than they say, or at sizes that would overflow, are refused before they are used.
+void test_refusals() {
+  const std::vector<double> image(8);
+  ats_tensor view = ats::view(image.data(), {1, 2, 4});
+  const int64_t origin = 0;
+  const ats_tensor origins = ats::view(&origin, {1, 1, 1});
+  ats_patches_options options{};
+  options.spatial = 1;
+  options.patch[0] = 1;
+  options.dtype = ATS_FLOAT64;
+  ats_tensor patches{};
+  const double one = 1.0, tiny = 1e-50;
+  const auto refused = [&] {
+    return ats_extract_patches_shape(&view, &origins, &options, &patches) == ATS_INVALID_ARGUMENT;
+  };
+  CHECK(!refused());
+  options.mean = &one;
+  for (const int64_t length : {-1, 0, 1, 5}) {
+    options.n_mean = length;
+    CHECK(refused());
+  }
+  options.mean = nullptr;
+  options.n_mean = 0;
+  const double stds[] = {1.0, 1.0, tiny, 1.0};
+  options.std = stds;
+  options.n_std = 4;
+  CHECK(refused());
+  options.std = nullptr;
+  options.n_std = 0;
+  options.n_scales = 1;
+  for (const int64_t scale : {int64_t{0}, int64_t{-3}, (int64_t{1} << 20) + 1, INT64_MAX}) {
+    options.scales[0] = scale;
+    CHECK(refused());
+  }
+  options.scales[0] = 1 << 20;
+  CHECK(!refused());
+  options.n_scales = 0;
+  view.shape[1] = INT64_MAX / 64;  // an expanded axis
+  view.strides[1] = 0;
+  CHECK(refused());
+}
+
 }  // namespace
 
 int main() {
   for (int number = 0; number < 1500; ++number) test_random_case(number);
   test_far_reflection();
+  test_refusals();
   return finish();
 }

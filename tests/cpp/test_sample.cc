@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "ats/ats.hpp"
+#include "half.h"
 
 namespace {
 
@@ -167,15 +168,59 @@ void test_errors() {
     CHECK(fails(one({1, 1, nan}, 1), "nan at cell 2"));
     CHECK(fails(one({inf, 1, 1}, 1), "inf at cell 0"));
     CHECK(fails(one({1, -inf, 1}, 1), "-inf at cell 1"));
-    CHECK(fails(one({0, 0, 0}, 1), "0 cells"));
+    CHECK(fails(one({0, 0, 0}, 1), "no cell of positive weight"));
     CHECK(fails(one({1, inf, 1}, 1, true), "inf at cell 1"));
     CHECK(fails(one({1, nan, 1}, 1, true), "nan at cell 1"));
-    CHECK(fails(one({-inf, -inf, -inf}, 1, true), "0 cells"));
-    CHECK(fails(one({0.0, -0.0, 0.0}, 1), "0 cells"));
+    CHECK(fails(one({-inf, -inf, -inf}, 1, true), "no cell of positive weight"));
+    CHECK(fails(one({0.0, -0.0, 0.0}, 1), "no cell of positive weight"));
   }
   CHECK(fails(draw(std::vector<double>{1, 0, 2, 1, 1, 1}, 2, 3, 0), "2 cells of positive weight in row 0"));
   CHECK(fails(draw(std::vector<double>{0, -inf, 2}, 1, 3, 0, 0, false, true), "2 cells"));
   CHECK(draw(std::vector<double>{}, 0, 2, 0).status == ATS_OK);
+
+  // A row without cells, and sizes that are not known yet.
+  double nothing = 0.0;
+  const ats_tensor empty = ats::view(&nothing, {2, 0});
+  const ats_sample_options with_replacement{1, 1, 1};
+  ats_tensor shapes[4];
+  CHECK(ats_sample_shape(&empty, &with_replacement, &shapes[0], &shapes[1], &shapes[2], &shapes[3]) ==
+        ATS_INVALID_ARGUMENT);
+  ats_tensor described = ats::view(&nothing, {4, 1, 1000});
+  described.shape[1] = -1;
+  size_t bytes = 0;
+  const ats_sample_options one{1, 0, 0};
+  CHECK(ats_sample_shape(&described, &one, &shapes[0], &shapes[1], &shapes[2], &shapes[3]) == ATS_OK);
+  CHECK(shapes[0].shape[0] == 4 && shapes[0].shape[1] == 1);
+  CHECK(ats_sample_workspace(&described, &one, &bytes) == ATS_INVALID_ARGUMENT);
+  CHECK(ats_topk_workspace(&described, &one, &bytes) == ATS_INVALID_ARGUMENT);
+  CHECK(ats_sample_workspace(&described, &one, nullptr) == ATS_INVALID_ARGUMENT);
+}
+
+// A cell drawn often gets the sum of its draws, not what is left of it when every addition is rounded to a half.
+void test_backward_of_repeated_cells() {
+  constexpr int64_t kDraws = 1000;
+  const uint16_t weights[] = {0x3f80, 0x3f80};  // bfloat16 ones
+  ats_tensor attention = ats::view(weights, {1, 2});
+  attention.dtype = ATS_BFLOAT16;
+  const std::vector<int64_t> cells(kDraws, 0);
+  const std::vector<float> halves(kDraws, 0.5f), ones(kDraws, 1.0f);
+  const double mass = std::log(2.0);
+  uint16_t gradient[2];
+  const ats_tensor grad = ats::view(ones.data(), {1, kDraws}), probabilities = ats::view(halves.data(), {1, kDraws});
+  const ats_tensor indices = ats::view(cells.data(), {1, kDraws}), log_mass = ats::view(&mass, {1});
+  ats_tensor d_attention = ats::view(gradient, {1, 2});
+  d_attention.dtype = ATS_BFLOAT16;
+  CHECK_OK(ats_sample_backward(&grad, &attention, &indices, &probabilities, &log_mass, 0, &d_attention, nullptr));
+  CHECK(ats::to_float(ats::bfloat16{gradient[0]}) == 250.0f && ats::to_float(ats::bfloat16{gradient[1]}) == -250.0f);
+  // A total weight whose inverse is out of range, and no gradient: zeros, not NaN.
+  const double tiny[] = {1e-310, 1e-310};
+  const std::vector<int64_t> cell{0};
+  const double half = 0.5, zero = 0.0, log_tiny = std::log(2e-310);
+  double result[2];
+  const ats_tensor small = ats::view(tiny, {1, 2}), i = ats::view(cell.data(), {1, 1}), p = ats::view(&half, {1, 1});
+  const ats_tensor g = ats::view(&zero, {1, 1}), m = ats::view(&log_tiny, {1}), d = ats::view(result, {1, 2});
+  CHECK_OK(ats_sample_backward(&g, &small, &i, &p, &m, 0, &d, nullptr));
+  CHECK(result[0] == 0.0 && result[1] == 0.0);
 }
 
 void test_replace_and_topk() {
@@ -209,6 +254,7 @@ int main() {
   test_same_bits();
   test_ranges();
   test_errors();
+  test_backward_of_repeated_cells();
   test_replace_and_topk();
   return finish();
 }

@@ -4,12 +4,17 @@
  *
  *   ats_<op>_shape      fills shape, dtype and contiguous strides of the outputs (-1: size unknown yet); a gradient
  *                       has the shape of what it is the gradient of, so backward operations have none
- *   ats_<op>_workspace  bytes of scratch memory that ats_<op> wants (0 for operations that need none)
+ *   ats_<op>_workspace  bytes of scratch memory that ats_<op> wants; operations without one want none
  *   ats_<op>            checks every argument, then computes
  *
- * All return ATS_OK or a status; ats_last_error() then gives the calling thread's message, which begins with the
- * operation and the argument at fault. Nothing is written before the shapes, dtypes and values that can be checked
- * without work have been checked.
+ * These return ATS_OK or a status; ats_last_error() then gives the calling thread's message, which begins with the
+ * operation and the argument at fault, and stands until that thread's next error. Nothing is written before the shapes,
+ * dtypes and values that can be checked without work have been checked.
+ *
+ * Inputs may have any strides (0 and negative too) but where contiguity is asked for; small outputs (all but patches and
+ * d_image) are contiguous. Outputs overlap neither inputs nor each other nor themselves. Scratch memory is aligned to 8
+ * bytes, needs no initial value, and serves one call at a time. Any number of threads may call at once. Calls expect the
+ * default floating-point environment: round to nearest, subnormals kept.
  *
  * Letters: B batch, N samples, K cells of the attention map, C channels, D = 1..3 spatial axes, S scales.
  */
@@ -72,7 +77,7 @@ typedef struct ats_tensor {
   int32_t device_index; /* which of several GPUs */
 } ats_tensor;
 
-/* How work is spread. parallel_for splits [begin, end) into ranges of at least `grain` and calls `body` on each,
+/* How work is spread. parallel_for splits [begin, end) into ranges, of about `grain` or more, and calls `body` on each,
  * on any threads, and returns when all are done; `body` never throws. Results do not depend on how it splits.
  * A NULL executor, or one without parallel_for, runs on the calling thread. */
 typedef void (*ats_body)(void* data, int64_t begin, int64_t end);
@@ -128,7 +133,7 @@ ATS_API int ats_sample_backward(const ats_tensor* grad, const ats_tensor* attent
 
 /* ---- topk -----------------------------------------------------------------------------------------------------
  * The N largest cells a row, largest first, ties to the lower index; outputs as in ats_sample (options.replace must
- * be 0; threshold is inf). Zero weights and -inf logits rank last and may be taken. */
+ * be 0; threshold is inf). Zero weights and -inf logits rank last and may be taken; a row of them alone is an error. */
 ATS_API int ats_topk_shape(const ats_tensor* attention, const ats_sample_options* options, ats_tensor* indices,
                            ats_tensor* probabilities, ats_tensor* threshold, ats_tensor* log_mass) ATS_NOEXCEPT;
 ATS_API int ats_topk_workspace(const ats_tensor* attention, const ats_sample_options* options,
@@ -163,10 +168,10 @@ ATS_API int ats_locate(const ats_tensor* indices, const ats_locate_options* opti
  *   patches  (B, N, [S,] *patch, C), any strides; image's dtype or any floating dtype. The axis S is there exactly
  *            when n_scales > 0.
  *
- * Scale s covers s * patch pixels per axis from origin - floor((s - 1) * patch / 2), and averages s^D pixels into
- * one. Pixels outside the image are `fill` (constant), the nearest pixel (edge) or mirrored without repeating the
- * border (reflect). Then, per channel, (x - mean[c]) / std[c]; the fill is normalised as a pixel would be. Integers
- * are rounded half to even and saturate. */
+ * Scale s covers s * patch pixels per axis from origin - floor((s - 1) * patch / 2), and averages s^D pixels (at most
+ * 2^20) into one. Pixels outside the image are `fill` (constant), the nearest pixel (edge) or mirrored without
+ * repeating the border (reflect). Then, per channel, (x - mean[c]) / std[c]; the fill is normalised as a pixel would
+ * be. Integers are rounded half to even and saturate. */
 typedef enum ats_padding { ATS_PAD_CONSTANT = 0, ATS_PAD_EDGE = 1, ATS_PAD_REFLECT = 2 } ats_padding;
 typedef struct ats_patches_options {
   int32_t spatial; /* D */
@@ -174,7 +179,7 @@ typedef struct ats_patches_options {
   int32_t n_scales; /* 0: scale 1 and no axis S */
   int64_t scales[ATS_MAX_SCALES];
   int32_t padding; /* ats_padding */
-  int32_t dtype;   /* ats_dtype of the patches, for ats_extract_patches_shape */
+  int32_t dtype;   /* ats_dtype of the patches; backward takes it from grad */
   double fill;
   const double* mean; /* C values, or NULL */
   const double* std;  /* C values, none 0, or NULL */
@@ -198,7 +203,7 @@ ATS_API int ats_extract_patches_backward(const ats_tensor* grad, const ats_tenso
  * Estimate sum_k a_k f_k from the sampled cells: sum_i c_i f_i, with c from one of the estimators below.
  *
  *   features   (B, N, ...) float16|bfloat16|float32|float64, trailing axes contiguous
- *   attention  (B, N) float32|float64: the sampled probabilities, in the order drawn
+ *   attention  (B, N) float32|float64: what ats_sample gave as probabilities, in the order drawn
  *   threshold  (B,) as attention; only horvitz_thompson reads it, else it may be NULL
  *   weights    (N,) as attention, sum 1; only des_raj takes it, else NULL. NULL: 1/N each
  *   expected   (B, ...) as features

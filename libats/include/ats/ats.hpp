@@ -1,4 +1,4 @@
-// C++ sugar over ats.h: exceptions in place of status codes, and views made from a pointer and a shape.
+// C++17 sugar over ats.h: exceptions in place of status codes, and views made from a pointer and a shape.
 // Header-only: nothing of the C++ standard library crosses the library's boundary.
 #pragma once
 
@@ -36,15 +36,6 @@ constexpr ats_dtype dtype_of() {
   }
 }
 
-// Contiguous (row-major) strides for the shape that `view` has.
-inline void set_contiguous_strides(ats_tensor& view) {
-  std::int64_t stride = 1;
-  for (int axis = view.ndim - 1; axis >= 0; --axis) {
-    view.strides[axis] = stride;
-    stride *= view.shape[axis];
-  }
-}
-
 // A contiguous view of memory on the CPU. It does not own the memory; a const input is never written to.
 template <typename T>
 ats_tensor view(T* data, std::initializer_list<std::int64_t> shape) {
@@ -53,7 +44,8 @@ ats_tensor view(T* data, std::initializer_list<std::int64_t> shape) {
   result.data = const_cast<std::remove_const_t<T>*>(data);
   result.dtype = dtype_of<T>();
   for (std::int64_t size : shape) result.shape[result.ndim++] = size;
-  set_contiguous_strides(result);
+  std::int64_t stride = 1;
+  for (int axis = result.ndim - 1; axis >= 0; stride *= result.shape[axis--]) result.strides[axis] = stride;
   return result;
 }
 

@@ -1,0 +1,260 @@
+"""Megapixel-MNIST: find the digit that stands three times on a large dark image, trained from the image's label alone.
+
+    python megapixel_mnist.py --out demo-output                                      # 200 x 200, a few minutes
+    python megapixel_mnist.py --out mnist --digits mnist --digits-file mnist.npz     # the real digits
+
+Ctrl-C stops it; the same command with --resume goes on after the last whole epoch. The output folder then holds
+curves.png, overlay.png, patches.png, weights.pt, results.json and table.md.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from megapixel_mnist_data import DIGIT, MegapixelMNIST, load_digits
+from tqdm import tqdm
+
+BACKENDS = ["torch"]
+ESTIMATORS = ["murthy", "des_raj", "horvitz_thompson", "iid"]
+TEST_STREAM = 1 << 40  # first random stream of the test images; training uses those from 0 on
+NOT_TRAINING = {"out", "resume", "threads", "cost_size", "digits_file"}  # options that a resumed run may change
+
+
+class OptionError(ValueError):
+    """An option, or a combination of options, that cannot work."""
+
+
+# -------------------------------------------------------------------------------------------------------------- options
+
+
+def parser(suppress_defaults=False):
+    """The command line; with `suppress_defaults` the result holds only what was typed."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(flag, default, text, **more):
+        if more.get("action") is None and default is not None:
+            more.setdefault("type", type(default))
+            text += f" (default: {default})"
+        p.add_argument(flag, default=argparse.SUPPRESS if suppress_defaults else default, help=text, **more)
+
+    add("--out", Path("megapixel-mnist-output"), "folder for everything that is written", metavar="FOLDER")
+    add("--resume", False, "go on after the last whole epoch of the run in --out", action="store_true")
+    add("--size", 200, "pixels along the side of an image")
+    add("--noise", 0, "short lines per image, as distraction")
+    add("--digits", "sklearn", "scikit-learn's bundled digits, or MNIST", choices=["sklearn", "mnist"])
+    add(
+        "--digits-file",
+        None,
+        "mnist.npz, or a folder with the idx files (default: the usual caches, else a download)",
+        metavar="PATH",
+    )
+    add("--n-train", 3000, "training images")
+    add("--n-test", 500, "test images")
+    add("--fresh", True, "compose new training images every epoch", action=argparse.BooleanOptionalAction)
+    add("--downsample", 6.0, "the attention network sees the image reduced by this factor")
+    add("--patch-size", 32, "pixels along the side of a patch")
+    add("--n-patches", 12, "patches sampled from an image")
+    add("--estimator", "murthy", "how the samples are combined", choices=ESTIMATORS)
+    add("--entropy", 0.0, "strength of the regulariser that keeps the attention spread out")
+    add("--backend", "torch", "framework", choices=BACKENDS)
+    add("--epochs", 12, "passes over the training images")
+    add("--batch-size", 16, "images per optimiser step")
+    add("--lr", 2e-3, "highest learning rate of Adam")
+    add("--seed", 0, "decides images, initial weights and every sample")
+    add("--threads", 2, "CPU threads")
+    add("--cost-size", 1500, "also compare the cost at this image size, where it is larger than --size")
+    return p
+
+
+def read_options(argv):
+    """Checked options, and the checkpoint to resume from or None."""
+    options = parser().parse_args(argv)
+    checkpoint = None
+    if options.resume and (options.out / "checkpoint.pt").is_file():
+        checkpoint = backend_module(options).read_checkpoint(options.out / "checkpoint.pt")
+        typed = vars(parser(suppress_defaults=True).parse_args(argv))
+        for name, stored in checkpoint["options"].items():
+            if typed.get(name, stored) != stored:
+                flag = "--" + name.replace("_", "-")
+                raise OptionError(
+                    f"{flag} {typed[name]} contradicts the run in {options.out}, which was started with {flag} {stored}"
+                )
+            setattr(options, name, stored)
+    check_options(options)
+    return options, checkpoint
+
+
+def check_options(options):
+    """Raise `OptionError` for what cannot work, before any work is done."""
+    for name in ("n_train", "n_test", "n_patches", "epochs", "batch_size", "threads"):
+        if getattr(options, name) < 1:
+            raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    for name in ("noise", "seed", "entropy"):
+        if getattr(options, name) < 0:
+            raise OptionError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
+    if not options.lr > 0:
+        raise OptionError(f"--lr must be positive, got {options.lr}")
+    if options.size < 4 * DIGIT:
+        raise OptionError(
+            f"--size must be at least {4 * DIGIT} for five digits of {DIGIT} x {DIGIT} pixels, got {options.size}"
+        )
+    if not 8 <= options.patch_size <= options.size:
+        raise OptionError(f"--patch-size must be from 8 to --size {options.size}, got {options.patch_size}")
+    if not 1 <= options.downsample <= options.size / 8:
+        raise OptionError(
+            f"--downsample must be from 1 to {options.size / 8:g} for --size {options.size}, got {options.downsample}"
+        )
+    cells = low_size(options) ** 2
+    if options.estimator != "iid" and options.n_patches > cells:
+        raise OptionError(f"--n-patches {options.n_patches} is more than the {cells} cells of the attention")
+    if options.estimator == "iid" and options.n_patches < 2:
+        raise OptionError("--estimator iid needs --n-patches of at least 2")
+    if options.digits_file is not None and options.digits != "mnist":
+        raise OptionError("--digits-file needs --digits mnist")
+    if options.digits_file is not None and not Path(options.digits_file).exists():
+        raise OptionError(f"--digits-file {options.digits_file} does not exist")
+
+
+def low_size(options):
+    """Pixels along the side of the view that the attention network gets."""
+    return round(options.size / options.downsample)
+
+
+def backend_module(options):
+    return importlib.import_module(f"megapixel_mnist_{options.backend}")
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+class Run:
+    """One training: data, backend and history, from the options of the command line; `bar` shows a progress bar."""
+
+    def __init__(self, options, checkpoint=None, bar=True):
+        self.options = options
+        # None: only on a terminal, not in a log file
+        self.no_bar = None if bar else True
+        self.train_digits, test_digits = load_digits(options.digits, options.digits_file)
+        self.test = self.images(test_digits, options.n_test, "test")
+        self.batches = -(-options.n_train // options.batch_size)
+        self.module = backend_module(options)
+        self.backend = self.module.Backend(options, steps=options.epochs * self.batches)
+        self.history = []  # one dictionary per epoch
+        if checkpoint is not None:
+            self.backend.restore(checkpoint["backend"])
+            self.history = checkpoint["history"]
+
+    def images(self, digits, n, split, epoch=0):
+        options = self.options
+        seed = (options.seed, ("train", "test").index(split), epoch)
+        return MegapixelMNIST(digits, n, options.size, options.noise, seed, low_size(options))
+
+    def fit(self, path, after_epoch=lambda run: None):
+        """Train the epochs that are left; after each one write the checkpoint `path`, then call `after_epoch(self)`."""
+        for epoch in range(len(self.history) + 1, self.options.epochs + 1):
+            self.history.append({"epoch": epoch, **self.train_epoch(epoch), **self.evaluate()})
+            stored = {name: value for name, value in vars(self.options).items() if name not in NOT_TRAINING}
+            self.module.write_checkpoint(
+                path, {"options": stored, "history": self.history, "backend": self.backend.state()}
+            )
+            after_epoch(self)
+
+    def train_epoch(self, epoch):
+        """One pass over the training images: {"loss", "train_s"}."""
+        options = self.options
+        data = self.images(self.train_digits, options.n_train, "train", epoch if options.fresh else 0)
+        order = np.random.default_rng((options.seed, 2, epoch)).permutation(len(data))
+        start = time.perf_counter()
+        total = 0.0
+        with tqdm(
+            total=len(data), desc=f"epoch {epoch}/{options.epochs}", unit="img", leave=False, disable=self.no_bar
+        ) as bar:
+            for first in range(0, len(data), options.batch_size):
+                rows = order[first : first + options.batch_size]
+                rng = options.seed, (epoch - 1) * len(data) + first
+                loss = self.backend.train_step(*data.batch(rows), rng)
+                total += loss * len(rows)
+                bar.update(len(rows))
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        return {"loss": total / len(data), "train_s": time.perf_counter() - start}
+
+    def evaluate(self):
+        """{"test_error"} over the test images, the same images and samples every time."""
+        wrong = 0
+        for first in range(0, len(self.test), self.options.batch_size):
+            rows = np.arange(first, min(first + self.options.batch_size, len(self.test)))
+            x_low, x_high, labels = self.test.batch(rows)
+            logits = self.backend.predict(x_low, x_high, (self.options.seed, TEST_STREAM + first))
+            wrong += int((logits.argmax(axis=1) != labels).sum())
+        return {"test_error": wrong / len(self.test)}
+
+
+def print_epoch(run):
+    last = run.history[-1]
+    progress = f"epoch {last['epoch']:3d}/{run.options.epochs}   loss {last['loss']:.4f}"
+    print(f"{progress}   test error {last['test_error']:.4f}   {last['train_s']:.1f} s", flush=True)
+
+
+def report(run):
+    """Write everything but the checkpoint into the output folder."""
+    import megapixel_mnist_measure as measure
+    import megapixel_mnist_report as figures
+
+    options, out = run.options, run.options.out
+    run.backend.save_weights(out / "weights.pt")
+    figures.curves(run.history, out / "curves.png")
+    rows = np.arange(min(8, len(run.test)))
+    x_low, x_high, labels = run.test.batch(rows)
+    look = run.backend.look(x_low, x_high, (options.seed, TEST_STREAM))
+    figures.overlay(x_high[:, 0], labels, look, out / "overlay.png")
+    figures.contact_sheet(labels, look, out / "patches.png")
+    sizes = sorted({options.size, max(options.size, options.cost_size)})
+    costs = [
+        row
+        for size in tqdm(sizes, desc="measuring time and memory", leave=False, disable=None)
+        for row in measure.measure(options, size)
+    ]
+    table = figures.cost_table(costs)
+    (out / "table.md").write_text(table)
+    results = {
+        "options": vars(options),
+        "test_accuracy": 1 - run.history[-1]["test_error"],
+        "history": run.history,
+        "costs": costs,
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n")
+    print(f"\n{table}\ntest accuracy {results['test_accuracy']:.3f}; figures, weights and numbers are in {out}/")
+
+
+def main(argv=None):
+    try:
+        options, checkpoint = read_options(argv)
+        run = Run(options, checkpoint)
+    except ValueError as error:
+        print(f"megapixel_mnist.py: error: {error}", file=sys.stderr)
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.resume:
+        print(
+            f"resuming after epoch {len(run.history)}"
+            if checkpoint
+            else f"no checkpoint in {options.out}: starting anew"
+        )
+    try:
+        run.fit(options.out / "checkpoint.pt", print_epoch)
+        report(run)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped after {len(run.history)} whole epochs; the same command with --resume goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

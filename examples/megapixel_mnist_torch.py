@@ -1,0 +1,197 @@
+"""The Megapixel-MNIST classifier in PyTorch: the networks, and what the training loop asks of a backend."""
+
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ats_core.torch import AttentionSampling, MultinomialEntropy, SampleSoftmax
+
+CLASSES = 10
+FEATURES = 64  # length of a patch's feature vector
+WIDTH = 16  # channels of the first convolutions
+FEATURE_NORM = 32.0  # length of every feature vector, see `FeatureNetwork`
+UNIFORM_SHARE = 0.01  # part of the attention that is spread evenly, so that no cell is ever out of reach
+WARMUP_STEPS = 100
+
+
+class AttentionNetwork(nn.Sequential):
+    """x_low (B, 1, h, w) in [0, 1] -> attention (B, h, w), positive, summing to 1 over an image."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, WIDTH, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(WIDTH, 1, 1),
+            SampleSoftmax(smooth=UNIFORM_SHARE),
+        )
+
+
+class FeatureNetwork(nn.Module):
+    """Patches (N, 1, p, p) uint8 -> features (N, 64), all of length `FEATURE_NORM`.
+
+    Attention and features start out useless to each other. With features of free length the attention narrowed before
+    anything was learned, and the loss stayed at log 10. One length for all patches stopped that, and a large one lets
+    the few patches that show a digit be heard among the rest of the sample.
+    Convolutions only, so that `dense` can run the same network over an image of any size.
+    """
+
+    def __init__(self, patch_size):
+        super().__init__()
+        layers = []
+        side, channels = patch_size, 1
+        for width, kernel in ((WIDTH, 5), (2 * WIDTH, 3), (4 * WIDTH, 3)):
+            layers += [nn.Conv2d(channels, width, kernel, 2, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            side, channels = (side + 1) // 2, width
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, FEATURES, side))
+
+    def dense(self, images):
+        """Images (N, 1, H, W) uint8 -> features (N, 64, h, w), one for every patch at a step of 8 pixels."""
+        return FEATURE_NORM * F.normalize(self.layers(images.float() / 128), dim=1)
+
+    def forward(self, patches):
+        return self.dense(patches).flatten(1)
+
+
+class Classifier(nn.Module):
+    """Attention sampling, then a linear layer: (x_low, x_high) -> logits (B, 10)."""
+
+    def __init__(self, options):
+        super().__init__()
+        self.ats = AttentionSampling(
+            AttentionNetwork(),
+            FeatureNetwork(options.patch_size),
+            options.patch_size,
+            options.n_patches,
+            estimator=options.estimator,
+            replace=options.estimator == "iid",
+            attention_regularizer=MultinomialEntropy(options.entropy) if options.entropy else None,
+        )
+        self.head = nn.Linear(FEATURES, CLASSES)
+        # start from "every class alike": with features this long, random logits would be confidently wrong
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x_low, x_high, rng=None):
+        return self.head(self.ats(x_low, x_high, rng=rng).features)
+
+    def whole_image(self, x_low, x_high):
+        """What attention sampling saves: the same feature network over all of x_high, averaged, classified."""
+        return self.head(self.ats.feature.dense(x_high).mean(dim=(2, 3)))
+
+
+class Look(NamedTuple):
+    """What the network saw on a batch, as NumPy arrays, for the figures."""
+
+    attention: np.ndarray  # (B, h, w)
+    patches: np.ndarray  # (B, n, p, p) uint8
+    origins: np.ndarray  # (B, n, 2) top left corners in x_high
+    weights: np.ndarray  # (B, n) attention of the cells drawn
+    predictions: np.ndarray  # (B,)
+
+
+class Backend:
+    """What the training loop needs of a framework. Takes NumPy batches; `rng` is (seed, number of the first image).
+
+    `options` are those of the command line; `steps` is the length of the whole training, for the learning rate.
+    """
+
+    def __init__(self, options, steps):
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed)
+        self.model = Classifier(options)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _warmup_and_cosine(step, steps))
+
+    def train_step(self, x_low, x_high, labels, rng):
+        """One optimiser step on a batch; returns the mean cross-entropy."""
+        self.model.train()
+        x_low, x_high, labels = map(torch.from_numpy, (x_low, x_high, labels))
+        loss = F.cross_entropy(self.model(x_low, x_high, rng), labels)
+        self.optimizer.zero_grad()
+        (loss + self.model.ats.regularization).backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def predict(self, x_low, x_high, rng):
+        """Logits (B, 10) of a batch."""
+        self.model.eval()
+        return self.model(torch.from_numpy(x_low), torch.from_numpy(x_high), rng).numpy()
+
+    @torch.no_grad()
+    def look(self, x_low, x_high, rng):
+        """The attention, the patches and the predictions of `predict` with the same `rng`, as a `Look`."""
+        self.model.eval()
+        x_low, x_high = torch.from_numpy(x_low), torch.from_numpy(x_high)
+        attention = self.model.ats.attention(x_low)
+        drawn = self.model.ats.sampler(attention, x_high, rng=rng, low_shape=x_low.shape[2:])
+        predictions = self.model(x_low, x_high, rng).argmax(1)
+        arrays = attention, drawn.patches.squeeze(2), drawn.origins, drawn.attention, predictions
+        return Look(*(array.numpy() for array in arrays))
+
+    def state(self):
+        """What a resumed training needs. No random state: every draw follows from the seed and the image's number."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def restore(self, state):
+        """Continue from what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def save_weights(self, path):
+        torch.save(self.model.state_dict(), path)
+
+    def costs(self, variant, x_low, x_high, labels):
+        """(training step, inference) on one batch, as functions without arguments.
+
+        `variant` is "attention sampling" or "whole image", see `Classifier`.
+        """
+        forward = {"attention sampling": self.model, "whole image": self.model.whole_image}[variant]
+        x_low, x_high, labels = map(torch.from_numpy, (x_low, x_high, labels))
+
+        def train():
+            self.model.train()
+            self.optimizer.zero_grad()
+            F.cross_entropy(forward(x_low, x_high), labels).backward()
+            self.optimizer.step()
+
+        def infer():
+            self.model.eval()
+            with torch.inference_mode():
+                forward(x_low, x_high)
+
+        return train, infer
+
+
+def write_checkpoint(path, content):
+    """Write a dictionary of numbers, text and `Backend.state`; a crash leaves the old file or the new one."""
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    os.replace(part, path)
+
+
+def read_checkpoint(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _warmup_and_cosine(step, steps):
+    """Share of the learning rate at a step: up in the first steps, then down to zero along a cosine."""
+    warmup = min(WARMUP_STEPS, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
