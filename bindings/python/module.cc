@@ -88,14 +88,14 @@ py::array locate(py::array indices_array, const Sizes& grid, const Sizes& low, c
 using Statistics = std::optional<std::vector<double>>;
 
 // Points into mean and std, which the caller keeps.
-ats_patches_options patches_options(const Sizes& patch, const Sizes& scales, int padding, double fill,
+ats_patches_options patches_options(const Sizes& patch, const Sizes& scales, const std::string& padding, double fill,
                                     const py::dtype& dtype, const Statistics& mean, const Statistics& std) {
   ats_patches_options options{};
   options.spatial = static_cast<int32_t>(patch.size());
   copy_sizes("patch_size", patch, options.patch);
   options.n_scales = static_cast<int32_t>(scales.size());
   copy_sizes("scales", scales, options.scales);
-  options.padding = padding;
+  check(ats_padding_by_name(padding.c_str(), &options.padding));
   options.dtype = core_dtype("dtype", dtype);
   options.fill = fill;
   if (mean) options.mean = mean->data(), options.n_mean = static_cast<int64_t>(mean->size());
@@ -104,7 +104,7 @@ ats_patches_options patches_options(const Sizes& patch, const Sizes& scales, int
 }
 
 py::array extract_patches(py::array image_array, py::array origins_array, const Sizes& patch, const Sizes& scales,
-                          int padding, double fill, const py::dtype& dtype, const Statistics& mean,
+                          const std::string& padding, double fill, const py::dtype& dtype, const Statistics& mean,
                           const Statistics& std, bool channels_first) {
   Input image("image", std::move(image_array)), origins("origins", std::move(origins_array));
   const ats_patches_options options = patches_options(patch, scales, padding, fill, dtype, mean, std);
@@ -116,8 +116,8 @@ py::array extract_patches(py::array image_array, py::array origins_array, const 
 }
 
 py::array extract_patches_backward(py::array grad_array, py::array origins_array, const Sizes& image_shape,
-                                   const Sizes& patch, const Sizes& scales, int padding, const py::dtype& dtype,
-                                   const Statistics& std, bool channels_first) {
+                                   const Sizes& patch, const Sizes& scales, const std::string& padding,
+                                   const py::dtype& dtype, const Statistics& std, bool channels_first) {
   Input grad("grad", std::move(grad_array)), origins("origins", std::move(origins_array));
   const ats_patches_options options =
       patches_options(patch, scales, padding, 0.0, py::dtype::of<float>(), std::nullopt, std);
@@ -135,10 +135,17 @@ py::array extract_patches_backward(py::array grad_array, py::array origins_array
 
 // ---- expectation ----
 
-py::array expectation(py::array features_array, py::array attention_array, int estimator,
+int32_t estimator_of(const std::string& name) {
+  int32_t estimator = 0;
+  check(ats_estimator_by_name(name.c_str(), &estimator));
+  return estimator;
+}
+
+py::array expectation(py::array features_array, py::array attention_array, const std::string& name,
                       std::optional<py::array> threshold_array, std::optional<py::array> weights_array) {
   Input features("features", std::move(features_array), 2), attention("attention", std::move(attention_array));
   OptionalInput threshold("threshold", std::move(threshold_array)), weights("weights", std::move(weights_array));
+  const int32_t estimator = estimator_of(name);
   ats_tensor wanted{};
   size_t bytes = 0;
   check(ats_expectation_shape(features, attention, threshold, weights, estimator, &wanted));
@@ -151,11 +158,13 @@ py::array expectation(py::array features_array, py::array attention_array, int e
   return expected.array;
 }
 
-py::tuple expectation_backward(py::array grad_array, py::array features_array, py::array attention_array, int estimator,
-                               std::optional<py::array> threshold_array, std::optional<py::array> weights_array) {
+py::tuple expectation_backward(py::array grad_array, py::array features_array, py::array attention_array,
+                               const std::string& name, std::optional<py::array> threshold_array,
+                               std::optional<py::array> weights_array) {
   Input grad("grad", std::move(grad_array), 1), features("features", std::move(features_array), 2),
       attention("attention", std::move(attention_array));
   OptionalInput threshold("threshold", std::move(threshold_array)), weights("weights", std::move(weights_array));
+  const int32_t estimator = estimator_of(name);
   size_t bytes = 0;
   check(ats_expectation_backward_workspace(attention, &bytes));
   Output d_features(*features), d_attention(*attention);
@@ -167,10 +176,11 @@ py::tuple expectation_backward(py::array grad_array, py::array features_array, p
   return py::make_tuple(d_features.array, d_attention.array);
 }
 
-py::tuple estimator_arrays(py::array attention_array, int estimator, std::optional<py::array> threshold_array,
+py::tuple estimator_arrays(py::array attention_array, const std::string& name, std::optional<py::array> threshold_array,
                            std::optional<py::array> weights_array) {
   Input attention("attention", std::move(attention_array));
   OptionalInput threshold("threshold", std::move(threshold_array)), weights("weights", std::move(weights_array));
+  const int32_t estimator = estimator_of(name);
   ats_tensor wanted[2] = {};
   size_t bytes = 0;
   check(ats_estimator_arrays_shape(attention, threshold, weights, estimator, &wanted[0], &wanted[1]));

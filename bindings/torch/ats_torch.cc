@@ -20,7 +20,9 @@ const ats_executor* executor() {
 }
 
 int32_t estimator_of(const Name& name) {
-  return choose("estimator", name.text, {"iid", "des_raj", "murthy", "horvitz_thompson", "normalized"});
+  int32_t estimator = 0;
+  check(ats_estimator_by_name(name.text, &estimator));
+  return estimator;
 }
 
 // ---- sample, topk ----
@@ -97,7 +99,7 @@ ats_patches_options patches_options(const Sizes& patch, const Sizes& scales, con
   copy_sizes("patch_size", patch, options.patch, patch.size());
   options.n_scales = static_cast<int32_t>(scales.size());
   copy_sizes("scales", scales, options.scales, scales.size());
-  options.padding = choose("padding", padding.text, {"constant", "edge", "reflect"});
+  check(ats_padding_by_name(padding.text, &options.padding));
   options.dtype = dtype;
   options.fill = fill;
   if (mean) options.mean = mean->data(), options.n_mean = static_cast<int64_t>(mean->size());

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -160,15 +159,6 @@ void copy_sizes(const std::string& name, const Sizes& sizes, int64_t (&out)[N], 
   require(sizes.size() == axes,
           name + ": must have " + std::to_string(axes) + " values, got " + std::to_string(sizes.size()));
   std::copy(sizes.begin(), sizes.end(), out);
-}
-
-// The place of `name` in `names`, which stand in the order of the C API's enumeration.
-inline int32_t choose(const std::string& what, const std::string& name, std::initializer_list<const char*> names) {
-  const auto found = std::find(names.begin(), names.end(), name);
-  if (found != names.end()) return static_cast<int32_t>(found - names.begin());
-  std::string known;
-  for (const char* each : names) known += (known.empty() ? "'" : ", '") + std::string(each) + "'";
-  throw std::runtime_error(what + ": must be one of " + known + ", got '" + name + "'");
 }
 
 }  // namespace ats_torch

@@ -103,6 +103,11 @@ def to_float(name: str, value: float) -> float:
         raise TypeError(f"{name}: must be a real number, got {value!r}") from None
 
 
+def to_name(value: object) -> str:
+    """Return a name for the core to look up; what cannot be one is refused there in the same words."""
+    return value if isinstance(value, str) and value.isidentifier() and value.isascii() else repr(value)
+
+
 def choose(name: str, value: str, choices: Mapping[str, int]) -> int:
     """Return the core's number for a name."""
     if isinstance(value, str) and value in choices:

@@ -29,7 +29,7 @@ def extract_patches(
     origins: _Array,
     patch: Sequence[int],
     scales: Sequence[int],
-    padding: int,
+    padding: str,
     fill: float,
     dtype: np.dtype[Any],
     mean: Sequence[float] | None,
@@ -43,24 +43,24 @@ def extract_patches_backward(
     image_shape: Sequence[int],
     patch: Sequence[int],
     scales: Sequence[int],
-    padding: int,
+    padding: str,
     dtype: np.dtype[Any],
     std: Sequence[float] | None,
     channels_first: bool,
     /,
 ) -> _Array: ...
 def expectation(
-    features: _Array, attention: _Array, estimator: int, threshold: _Array | None, weights: _Array | None, /
+    features: _Array, attention: _Array, estimator: str, threshold: _Array | None, weights: _Array | None, /
 ) -> _Array: ...
 def expectation_backward(
     grad: _Array,
     features: _Array,
     attention: _Array,
-    estimator: int,
+    estimator: str,
     threshold: _Array | None,
     weights: _Array | None,
     /,
 ) -> tuple[_Array, _Array]: ...
 def estimator_arrays(
-    attention: _Array, estimator: int, threshold: _Array | None, weights: _Array | None, /
+    attention: _Array, estimator: str, threshold: _Array | None, weights: _Array | None, /
 ) -> tuple[_Array, _Array]: ...

@@ -1,13 +1,9 @@
 """Estimate the attention-weighted mean of the features from the cells that were sampled."""
 
-from types import MappingProxyType
-
 from numpy.typing import ArrayLike
 
 from ats_core import _core
-from ats_core._arguments import Array, choose, to_array
-
-ESTIMATORS = MappingProxyType({"iid": 0, "des_raj": 1, "murthy": 2, "horvitz_thompson": 3, "normalized": 4})
+from ats_core._arguments import Array, to_array, to_name
 
 
 def _optional(name: str, value: ArrayLike | None, like: Array) -> Array | None:
@@ -69,7 +65,7 @@ def expectation(
     return _core.expectation(
         to_array("features", features),
         attention,
-        choose("estimator", estimator, ESTIMATORS),
+        to_name(estimator),
         _optional("threshold", threshold, attention),
         _optional("weights", weights, attention),
     )
@@ -115,7 +111,7 @@ def expectation_backward(
         to_array("grad", grad, like=features),
         features,
         attention,
-        choose("estimator", estimator, ESTIMATORS),
+        to_name(estimator),
         _optional("threshold", threshold, attention),
         _optional("weights", weights, attention),
     )
@@ -152,7 +148,7 @@ def estimator_arrays(
     attention = to_array("attention", attention)
     return _core.estimator_arrays(
         attention,
-        choose("estimator", estimator, ESTIMATORS),
+        to_name(estimator),
         _optional("threshold", threshold, attention),
         _optional("weights", weights, attention),
     )

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ats_core import _core
-from ats_core._arguments import Array, Ints, choose, to_array, to_dtype, to_float, to_int64, to_ints
+from ats_core._arguments import Array, Ints, choose, to_array, to_dtype, to_float, to_int64, to_ints, to_name
 
-PADDING = MappingProxyType({"constant": 0, "edge": 1, "reflect": 2})
 DATA_FORMATS = MappingProxyType({"channels_last": 0, "channels_first": 1})
 
 
@@ -132,7 +131,7 @@ def extract_patches(
     first = to_int64("origins", origins)
     patch = _to_patch(patch_size, first)
     axes = len(patch)
-    padding_code = choose("padding", padding, PADDING)
+    padding_name = to_name(padding)
     channels_first = bool(choose("data_format", data_format, DATA_FORMATS))
     views = [_channels_last("image", level, axes, channels_first) for level in levels]
     if dtype is None:
@@ -145,7 +144,7 @@ def extract_patches(
             first if level == 0 else _origins_in_level(first, patch, views[0].shape, view.shape, level),
             patch,
             [] if scales is None else _to_scales(scales),
-            padding_code,
+            padding_name,
             to_float("fill", fill),
             to_dtype("dtype", dtype),
             _to_statistics("mean", mean, channels),
@@ -222,7 +221,7 @@ def extract_patches_backward(
         shape,
         patch,
         [] if scales is None else _to_scales(scales),
-        choose("padding", padding, PADDING),
+        to_name(padding),
         to_dtype("dtype", gradient.dtype if dtype is None else dtype),
         _to_statistics("std", std, shape[-1]),
         channels_first,

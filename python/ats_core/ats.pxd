@@ -99,6 +99,8 @@ cdef extern from "ats/ats.h" nogil:
         ATS_PAD_EDGE
         ATS_PAD_REFLECT
 
+    int ats_padding_by_name(const char* name, int32_t* padding) noexcept
+
     ctypedef struct ats_patches_options:
         int32_t spatial
         int64_t patch[3]
@@ -128,6 +130,7 @@ cdef extern from "ats/ats.h" nogil:
         ATS_HORVITZ_THOMPSON
         ATS_NORMALIZED
 
+    int ats_estimator_by_name(const char* name, int32_t* estimator) noexcept
     int ats_expectation_shape(const ats_tensor* features, const ats_tensor* attention, const ats_tensor* threshold,
                               const ats_tensor* weights, int32_t estimator, ats_tensor* expected) noexcept
     int ats_expectation_workspace(const ats_tensor* attention, size_t* bytes) noexcept

@@ -173,6 +173,10 @@ ATS_API int ats_locate(const ats_tensor* indices, const ats_locate_options* opti
  * repeating the border (reflect). Then, per channel, (x - mean[c]) / std[c]; the fill is normalised as a pixel would
  * be. Integers are rounded half to even and saturate. */
 typedef enum ats_padding { ATS_PAD_CONSTANT = 0, ATS_PAD_EDGE = 1, ATS_PAD_REFLECT = 2 } ats_padding;
+
+/* "constant", "edge", "reflect" */
+ATS_API int ats_padding_by_name(const char* name, int32_t* padding) ATS_NOEXCEPT;
+
 typedef struct ats_patches_options {
   int32_t spatial; /* D */
   int64_t patch[3];
@@ -218,6 +222,9 @@ typedef enum ats_estimator {
   ATS_HORVITZ_THOMPSON = 3,
   ATS_NORMALIZED = 4 /* attention over its sum: for topk */
 } ats_estimator;
+
+/* "iid", "des_raj", "murthy", "horvitz_thompson", "normalized" */
+ATS_API int ats_estimator_by_name(const char* name, int32_t* estimator) ATS_NOEXCEPT;
 
 ATS_API int ats_expectation_shape(const ats_tensor* features, const ats_tensor* attention, const ats_tensor* threshold,
                                   const ats_tensor* weights, int32_t estimator, ats_tensor* expected) ATS_NOEXCEPT;
