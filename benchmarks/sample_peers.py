@@ -59,6 +59,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, help="folder for the table and the numbers")
     args = parser.parse_args()
+    for name, most in (("threads", 256), ("repeats", 10_000)):
+        if not 1 <= getattr(args, name) <= most:
+            parser.error(f"--{name} must be from 1 to {most}, got {getattr(args, name)}")
+    if args.out:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
     torch.set_num_threads(args.threads)
 
     lines = ["| rows x cells, N | " + " | ".join(METHODS) + " | times faster than torch.multinomial |"]
@@ -72,7 +80,6 @@ def main() -> None:
         lines.append(f"| {rows} x {cells:,}, {n} | {cells_text} | {ratio:.0f} |")
         print("\n".join(lines) if len(lines) == 3 else lines[-1], flush=True)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         machine = {
             "cpu": platform.processor() or platform.machine(),
             "threads": args.threads,

@@ -40,12 +40,12 @@ std::string shape_text(const int64_t* shape, int ndim) {
   std::string text = "(";
   for (int axis = 0; axis < ndim; ++axis) {
     if (axis) text += ", ";
-    text += shape[axis] < 0 ? "?" : std::to_string(shape[axis]);
+    text += std::to_string(shape[axis]);
   }
   return text + (ndim == 1 ? ",)" : ")");
 }
 
-const char* dtype_name(int dtype) { return dtype >= 0 && dtype <= ATS_INT64 ? kDtypeNames[dtype] : "unknown"; }
+const char* dtype_name(int dtype) { return dtype >= 0 && dtype <= ATS_INT64 ? kDtypeNames[dtype] : "another"; }
 int64_t item_size(int dtype) { return kItemSizes[dtype]; }
 
 int64_t multiply_sizes(Where where, int64_t a, int64_t b) {

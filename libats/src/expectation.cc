@@ -104,6 +104,10 @@ class Rows {
                static_cast<long long>(b));
         sum += x;
       }
+      // Cells drawn without replacement are different ones, so that their probabilities cannot pass 1 together.
+      if (probabilities && in.estimator != ATS_IID && sum > 1.01)
+        fail("%s: attention sums to %g in row %lld; it must be the probabilities that sample gave", in.op, sum,
+             static_cast<long long>(b));
       if (!probabilities && !(sum > 0.0))
         fail("%s: attention has no mass in row %lld", in.op, static_cast<long long>(b));
     }

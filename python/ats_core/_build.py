@@ -20,7 +20,7 @@ from pathlib import Path
 from ats_core import _core
 
 ROOT = Path(_core.__file__).parent
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", f"-ffile-prefix-map={ROOT}=.")
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,30 @@ void test_unbiased(int estimator, size_t n, bool replace) {
   }
 }
 
+void test_refusals() {
+  const double f[] = {1.0, 2.0, 3.0};
+  const ats_tensor features = ats::view(f, {1, 3, 1});
+  double out = 0.0, scratch[64];
+  const ats_tensor expected = ats::view(&out, {1, 1});
+  const auto status = [&](std::vector<double> a, int estimator) {
+    const ats_tensor attention = ats::view(a.data(), {1, 3});
+    return ats_expectation(&features, &attention, nullptr, nullptr, estimator, &expected, scratch, nullptr);
+  };
+  // Different cells cannot have more than all the mass; drawn with replacement they repeat.
+  CHECK(status({0.6, 0.6, 0.6}, ATS_MURTHY) == ATS_INVALID_ARGUMENT);
+  CHECK(status({0.6, 0.6, 0.6}, ATS_DES_RAJ) == ATS_INVALID_ARGUMENT);
+  CHECK(status({0.6, 0.6, 0.6}, ATS_IID) == ATS_OK);
+  CHECK(status({0.6, 0.6, 0.6}, ATS_NORMALIZED) == ATS_OK && out == 2.0);
+  CHECK(status({0.2, NAN, 0.2}, ATS_MURTHY) == ATS_INVALID_ARGUMENT);
+  CHECK(status({0.2, -0.1, 0.2}, ATS_MURTHY) == ATS_INVALID_ARGUMENT);
+  CHECK(status({1.0 / 3, 1.0 / 3, 1.0 / 3}, ATS_MURTHY) == ATS_OK && std::fabs(out - 2.0) < 1e-12);
+  CHECK(status({0.2, 0.2, 0.2}, ATS_HORVITZ_THOMPSON) == ATS_INVALID_ARGUMENT);  // no threshold
+  CHECK(status({0.2, 0.2, 0.2}, 5) == ATS_INVALID_ARGUMENT);
+  int32_t estimator = -1;
+  CHECK_OK(ats_estimator_by_name("murthy", &estimator));
+  CHECK(estimator == ATS_MURTHY && ats_estimator_by_name("best", &estimator) == ATS_INVALID_ARGUMENT);
+}
+
 }  // namespace
 
 int main() {
@@ -93,6 +117,7 @@ int main() {
     test_unbiased(ATS_MURTHY, n, false);
   }
   for (size_t n = 1; n <= 3; ++n) test_unbiased(ATS_IID, n, true);
+  test_refusals();
   const Result zero = estimate({0.5, 0.0, 0.2}, {1.0, 2.0, 3.0}, ATS_MURTHY, ats_thread_pool());
   for (const double x : zero.d_attention) CHECK(std::isfinite(x));
   return finish();
