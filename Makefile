@@ -19,7 +19,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake libats bindings pyth
 .DELETE_ON_ERROR:
 
 demo: install
-	$(BIN)/python examples/megapixel_mnist.py --out demo-output
+	$(BIN)/python examples/megapixel_mnist.py --out demo-output --resume
 
 test: install
 	$(BIN)/cmake --workflow --preset sanitize

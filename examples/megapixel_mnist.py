@@ -4,12 +4,15 @@
     python megapixel_mnist.py --out mnist --digits mnist --digits-file mnist.npz     # the real digits
 
 Ctrl-C stops it; the same command with --resume goes on after the last whole epoch. The output folder then holds
-curves.png, overlay.png, patches.png, weights.pt, results.json and table.md.
+curves.png, overlay.png, patches.png, weights.pt, results.json and table.md, and checkpoint.pt for --resume.
 """
 
 import argparse
 import importlib
 import json
+import math
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -21,6 +24,21 @@ from tqdm import tqdm
 BACKENDS = ["torch"]
 ESTIMATORS = ["murthy", "des_raj", "horvitz_thompson", "iid"]
 TEST_STREAM = 1 << 40  # first random stream of the test images; training uses those from 0 on
+AT_LEAST = {name: 1 for name in ("n_train", "n_test", "n_patches", "epochs", "batch_size", "threads")}
+AT_MOST = {  # far beyond what is useful; more would end in a crash deep inside NumPy or the framework
+    "size": 20_000,
+    "cost_size": 20_000,
+    "noise": 1000,
+    "n_train": 1_000_000,
+    "n_test": 1_000_000,
+    "n_patches": 10_000,
+    "epochs": 10_000,
+    "batch_size": 10_000,
+    "threads": 256,
+    "lr": 1.0,
+    "entropy": 1000.0,
+    "seed": 2**63 - 1,
+}
 NOT_TRAINING = {"out", "resume", "threads", "cost_size", "digits_file"}  # options that a resumed run may change
 
 
@@ -31,15 +49,24 @@ class OptionError(ValueError):
 # -------------------------------------------------------------------------------------------------------------- options
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise OptionError(message)
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
 def parser(suppress_defaults=False):
     """The command line; with `suppress_defaults` the result holds only what was typed."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def add(flag, default, text, **more):
+    def add(name, default, text, **more):
         if more.get("action") is None and default is not None:
             more.setdefault("type", type(default))
             text += f" (default: {default})"
-        p.add_argument(flag, default=argparse.SUPPRESS if suppress_defaults else default, help=text, **more)
+        p.add_argument(name, default=argparse.SUPPRESS if suppress_defaults else default, help=text, **more)
 
     add("--out", Path("megapixel-mnist-output"), "folder for everything that is written", metavar="FOLDER")
     add("--resume", False, "go on after the last whole epoch of the run in --out", action="store_true")
@@ -66,22 +93,30 @@ def parser(suppress_defaults=False):
     add("--lr", 2e-3, "highest learning rate of Adam")
     add("--seed", 0, "decides images, initial weights and every sample")
     add("--threads", 2, "CPU threads")
-    add("--cost-size", 1500, "also compare the cost at this image size, where it is larger than --size")
+    add("--cost-size", 1500, "compare the cost at --size and, if it is larger, at this image size; 0: do not compare")
     return p
 
 
 def read_options(argv):
     """Checked options, and the checkpoint to resume from or None."""
     options = parser().parse_args(argv)
+    path = options.out / "checkpoint.pt"
     checkpoint = None
-    if options.resume and (options.out / "checkpoint.pt").is_file():
-        checkpoint = backend_module(options).read_checkpoint(options.out / "checkpoint.pt")
+    if path.is_file():
+        checkpoint = backend_module(options).read_checkpoint(path)
+        if checkpoint["options"].keys() != vars(options).keys() - NOT_TRAINING:
+            raise OptionError(f"{path} is not a checkpoint of this program")
+        if not options.resume:
+            raise OptionError(
+                f"--out {options.out} holds a run of {len(checkpoint['history'])} epochs: "
+                "add --resume to go on, or choose another --out"
+            )
         typed = vars(parser(suppress_defaults=True).parse_args(argv))
         for name, stored in checkpoint["options"].items():
             if typed.get(name, stored) != stored:
-                flag = "--" + name.replace("_", "-")
                 raise OptionError(
-                    f"{flag} {typed[name]} contradicts the run in {options.out}, which was started with {flag} {stored}"
+                    f"{flag(name)} {typed[name]} contradicts the run in {options.out}, "
+                    f"which was started with {flag(name)} {stored}"
                 )
             setattr(options, name, stored)
     check_options(options)
@@ -90,14 +125,12 @@ def read_options(argv):
 
 def check_options(options):
     """Raise `OptionError` for what cannot work, before any work is done."""
-    for name in ("n_train", "n_test", "n_patches", "epochs", "batch_size", "threads"):
-        if getattr(options, name) < 1:
-            raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    for name in ("noise", "seed", "entropy"):
-        if getattr(options, name) < 0:
-            raise OptionError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
-    if not options.lr > 0:
-        raise OptionError(f"--lr must be positive, got {options.lr}")
+    for name, most in AT_MOST.items():
+        value, least = getattr(options, name), AT_LEAST.get(name, 0)
+        if not least <= value <= most:  # NaN, too
+            raise OptionError(f"{flag(name)} must be from {least} to {most}, got {value}")
+    if options.lr == 0:
+        raise OptionError("--lr must be positive, got 0")
     if options.size < 4 * DIGIT:
         raise OptionError(
             f"--size must be at least {4 * DIGIT} for five digits of {DIGIT} x {DIGIT} pixels, got {options.size}"
@@ -145,7 +178,10 @@ class Run:
         self.backend = self.module.Backend(options, steps=options.epochs * self.batches)
         self.history = []  # one dictionary per epoch
         if checkpoint is not None:
-            self.backend.restore(checkpoint["backend"])
+            try:
+                self.backend.restore(checkpoint["backend"])
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"{options.out / 'checkpoint.pt'} is not a checkpoint of this program") from error
             self.history = checkpoint["history"]
 
     def images(self, digits, n, split, epoch=0):
@@ -156,11 +192,12 @@ class Run:
     def fit(self, path, after_epoch=lambda run: None):
         """Train the epochs that are left; after each one write the checkpoint `path`, then call `after_epoch(self)`."""
         for epoch in range(len(self.history) + 1, self.options.epochs + 1):
-            self.history.append({"epoch": epoch, **self.train_epoch(epoch), **self.evaluate()})
+            entry = {"epoch": epoch, **self.train_epoch(epoch), **self.evaluate()}
+            history = [*self.history, entry]
             stored = {name: value for name, value in vars(self.options).items() if name not in NOT_TRAINING}
-            self.module.write_checkpoint(
-                path, {"options": stored, "history": self.history, "backend": self.backend.state()}
-            )
+            content = {"options": stored, "history": history, "backend": self.backend.state()}
+            self.module.write_checkpoint(path, content)
+            self.history = history
             after_epoch(self)
 
     def train_epoch(self, epoch):
@@ -180,6 +217,8 @@ class Run:
                 total += loss * len(rows)
                 bar.update(len(rows))
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if not math.isfinite(total):
+            raise OptionError(f"the training diverged: the loss of epoch {epoch} is {total}; choose a lower --lr")
         return {"loss": total / len(data), "train_s": time.perf_counter() - start}
 
     def evaluate(self):
@@ -200,11 +239,12 @@ def print_epoch(run):
 
 
 def report(run):
-    """Write everything but the checkpoint into the output folder."""
+    """Write everything but the checkpoint into the output folder; measuring the cost comes last, for it may fail."""
     import megapixel_mnist_measure as measure
     import megapixel_mnist_report as figures
 
     options, out = run.options, run.options.out
+    costs = measure.earlier_costs(options, run.history)
     run.backend.save_weights(out / "weights.pt")
     figures.curves(run.history, out / "curves.png")
     rows = np.arange(min(8, len(run.test)))
@@ -212,47 +252,85 @@ def report(run):
     look = run.backend.look(x_low, x_high, (options.seed, TEST_STREAM))
     figures.overlay(x_high[:, 0], labels, look, out / "overlay.png")
     figures.contact_sheet(labels, look, out / "patches.png")
-    sizes = sorted({options.size, max(options.size, options.cost_size)})
-    costs = [
-        row
-        for size in tqdm(sizes, desc="measuring time and memory", leave=False, disable=None)
-        for row in measure.measure(options, size)
-    ]
-    table = figures.cost_table(costs)
-    (out / "table.md").write_text(table)
+    write_results(run, costs)
+    if not costs and options.cost_size:
+        costs = measure.cost_rows(options)
+        write_results(run, costs)
+    table = (out / "table.md").read_text()
+    print(
+        f"\n{table}\ntest accuracy {1 - run.history[-1]['test_error']:.3f}; figures, weights and numbers are in {out}/"
+    )
+
+
+def write_results(run, costs):
+    """results.json and table.md."""
+    import megapixel_mnist_report as figures
+
     results = {
-        "options": vars(options),
+        "options": vars(run.options),
         "test_accuracy": 1 - run.history[-1]["test_error"],
         "history": run.history,
         "costs": costs,
     }
-    (out / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n")
-    print(f"\n{table}\ntest accuracy {results['test_accuracy']:.3f}; figures, weights and numbers are in {out}/")
+    (run.options.out / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n")
+    (run.options.out / "table.md").write_text(figures.cost_table(costs))
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def last_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def say_error(text):
+    print(f"megapixel_mnist.py: error: {text}", file=sys.stderr)
+
+
+def start(argv):
+    """The `Run` that the command line asks for, with its output folder; bad input is an `OptionError`."""
+    options, checkpoint = read_options(argv)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--out {options.out}: {error.strerror}") from error
+    if not os.access(options.out, os.W_OK | os.X_OK):
+        raise OptionError(f"--out {options.out} is not writable")
+    run = Run(options, checkpoint)
+    if checkpoint:
+        left = options.epochs - len(run.history)
+        print(
+            f"going on after epoch {len(run.history)}" if left else f"all {options.epochs} epochs are done", flush=True
+        )
+    return run
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    run = None
     try:
-        options, checkpoint = read_options(argv)
-        run = Run(options, checkpoint)
-    except ValueError as error:
-        print(f"megapixel_mnist.py: error: {error}", file=sys.stderr)
-        return 2
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.resume:
-        print(
-            f"resuming after epoch {len(run.history)}"
-            if checkpoint
-            else f"no checkpoint in {options.out}: starting anew"
-        )
-    try:
-        run.fit(options.out / "checkpoint.pt", print_epoch)
+        try:
+            run = start(argv)
+        except ValueError as error:  # nothing has begun: it is the input
+            say_error(last_line(error))
+            return 2
+        run.fit(run.options.out / "checkpoint.pt", print_epoch)
         report(run)
     except KeyboardInterrupt:
-        print(
-            f"\nstopped after {len(run.history)} whole epochs; the same command with --resume goes on from there",
-            file=sys.stderr,
-        )
+        again = [sys.executable, sys.argv[0], *(word for word in argv if word != "--resume"), "--resume"]
+        done = len(run.history) if run else 0
+        stopped = f"stopped after {done} whole epochs" if done else "stopped"
+        print(f"\n{stopped}; to go on:\n    {shlex.join(again)}", file=sys.stderr)
         return 130
+    except (OptionError, OSError, MemoryError) as error:
+        say_error(last_line(error) if not isinstance(error, MemoryError) else f"out of memory: {last_line(error)}")
+        return 1
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        say_error(f"out of memory: {last_line(error)}")
+        return 1
     return 0
 
 

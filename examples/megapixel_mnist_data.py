@@ -7,10 +7,13 @@ pixels is composed when it is needed, so thousands of 1500 x 1500 images fit int
 
 import gzip
 import hashlib
+import http.client
 import os
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +25,19 @@ N_LINES = 256  # line patterns that noise is drawn from
 
 MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
+# what reading a truncated, corrupt or entirely different file can raise
+UNREADABLE = (
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
 
 
 class Digits(NamedTuple):
@@ -97,7 +113,7 @@ def _download(url, target, sha256):
         if digest.hexdigest() != sha256:
             raise ValueError(f"{url}: the download's SHA-256 is {digest.hexdigest()}, expected {sha256}")
         os.replace(part, target)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ValueError(
             f"could not download {url}: {error}; give the file with --digits-file, or use --digits sklearn"
         ) from error
@@ -108,16 +124,21 @@ def _download(url, target, sha256):
 
 def _read_npz(path):
     try:
-        with np.load(path) as data:
-            arrays = [data[name] for name in ("x_train", "y_train", "x_test", "y_test")]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not an mnist.npz file (x_train, y_train, x_test, y_test): {error}") from error
-    return _checked(path, *arrays)
+        with open(path, "rb") as file, np.load(file) as data:
+            return _checked(*(data[name] for name in ("x_train", "y_train", "x_test", "y_test")))
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{path} is not an mnist.npz file (x_train, y_train, x_test, y_test), or a broken one, to be deleted: {error}"
+        ) from error
 
 
 def _read_idx(folder):
     names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    return _checked(folder, *(_read_idx_file(folder / name) for name in names))
+    arrays = [_read_idx_file(folder / name) for name in names]
+    try:
+        return _checked(*arrays)
+    except UNREADABLE as error:
+        raise ValueError(f"{folder} does not hold MNIST's four idx files: {error}") from error
 
 
 def _read_idx_file(path):
@@ -125,19 +146,22 @@ def _read_idx_file(path):
     zipped = path.with_name(path.name + ".gz")
     if not path.is_file() and not zipped.is_file():
         raise ValueError(f"{path} does not exist, neither does {zipped.name}")
-    raw = path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
-    if raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is not an idx file of bytes")
-    rank = raw[3]
-    shape = np.frombuffer(raw, ">i4", rank, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    path = path if path.is_file() else zipped
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path == zipped else path.read_bytes()
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("it does not start with 0, 0, 8")
+        shape = np.frombuffer(raw, ">i4", raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is not an idx file of bytes, or a broken one, to be deleted: {error}") from error
 
 
-def _checked(path, x_train, y_train, x_test, y_test):
+def _checked(x_train, y_train, x_test, y_test):
     for images, classes in ((x_train, y_train), (x_test, y_test)):
         if images.shape[1:] != (DIGIT, DIGIT) or images.dtype != np.uint8 or classes.shape != images.shape[:1]:
             raise ValueError(
-                f"{path}: expected uint8 images (D, 28, 28) with D classes, "
+                "expected uint8 images (D, 28, 28) with D classes, "
                 f"got {images.dtype} {images.shape} and {classes.shape}"
             )
     return Digits(x_train, y_train.astype(np.int64)), Digits(x_test, y_test.astype(np.int64))
@@ -198,17 +222,22 @@ def _draw_digits(classes, labels, rng):
 
 
 def _scatter(n, size, rng):
-    """Corners (n, 5, 2) of five boxes that do not overlap: a box that meets an earlier one is drawn again."""
+    """Corners (n, 5, 2) of five boxes that do not overlap: a box that meets an earlier one is drawn again.
+
+    On a small image the first boxes can leave no room for the others; after `patience` rounds all five start anew.
+    """
+    patience = 50
     at = rng.integers(size - DIGIT + 1, size=(n, PER_IMAGE, 2))
     todo = np.arange(n)
-    for _ in range(10_000):
-        gap = np.abs(at[todo, :, None] - at[todo, None, :]).max(
-            axis=-1
-        )  # (todo, 5, 5); boxes overlap where below DIGIT
+    for attempt in range(1, 10_000):
+        # (todo, 5, 5); boxes overlap where below DIGIT
+        gap = np.abs(at[todo, :, None] - at[todo, None, :]).max(axis=-1)
         clash = np.tril(gap < DIGIT, -1).any(axis=2)
         todo, clash = todo[clash.any(axis=1)], clash[clash.any(axis=1)]
         if len(todo) == 0:
             return at
+        if attempt % patience == 0:
+            clash[:] = True
         row, slot = todo[:, None].repeat(PER_IMAGE, 1)[clash], np.nonzero(clash)[1]
         at[row, slot] = rng.integers(size - DIGIT + 1, size=(len(row), 2))
     raise ValueError(f"--size {size}: could not place {PER_IMAGE} digits of {DIGIT} pixels without overlap")

@@ -1,7 +1,6 @@
 """Time and peak memory of attention sampling against the same feature network run over the whole image."""
 
 import ctypes
-import importlib
 import json
 import resource
 import statistics
@@ -12,11 +11,41 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+from megapixel_mnist import backend_module, low_size
 from megapixel_mnist_data import DIGIT, MegapixelMNIST, load_digits
+from tqdm import tqdm
 
 VARIANTS = "attention sampling", "whole image"
 PIXELS_PER_BATCH = 3_000_000  # the batch shrinks for large images, or the whole-image variant would take gigabytes
 REPETITIONS = 3
+
+
+def sizes(options):
+    """The image sizes whose cost is measured."""
+    return sorted({options.size, max(options.size, options.cost_size)}) if options.cost_size else []
+
+
+def earlier_costs(options, history):
+    """The costs in the output folder's results.json if they belong to this very run and none is missing, else []."""
+    try:
+        results = json.loads((options.out / "results.json").read_text())
+        costs = results["costs"]
+        measured = sorted({row["size"] for row in costs}), {row["threads"] for row in costs}
+        return costs if results["history"] == history and measured == (sizes(options), {options.threads}) else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def cost_rows(options):
+    """Rows of the cost table for all sizes. One that fails ends the table and prints a line: the rest is worth more."""
+    rows = []
+    try:
+        for size in tqdm(sizes(options), desc="measuring time and memory", leave=False, disable=None):
+            rows += measure(options, size)
+    except (MemoryError, OSError, RuntimeError, ValueError) as error:
+        reason = [type(error).__name__, *str(error).strip().splitlines()][-1]
+        print(f"measuring time and memory at {size} x {size} failed: {reason}", file=sys.stderr)
+    return rows
 
 
 def measure(options, size):
@@ -35,18 +64,12 @@ def measure(options, size):
 def _images(options, digits):
     """A data set of one batch, as large as the batch size and `PIXELS_PER_BATCH` allow."""
     n = max(1, min(options.batch_size, PIXELS_PER_BATCH // options.size**2))
-    return MegapixelMNIST(
-        digits, n, options.size, options.noise, options.seed, round(options.size / options.downsample)
-    )
-
-
-def _backend(options):
-    return importlib.import_module(f"megapixel_mnist_{options.backend}").Backend(options, steps=1)
+    return MegapixelMNIST(digits, n, options.size, options.noise, options.seed, low_size(options))
 
 
 def _times(options, images):
     """variant -> {"train_s", "infer_s"} per image: medians of alternated repetitions, after one to warm up."""
-    backend = _backend(options)
+    backend = backend_module(options).Backend(options, steps=1)
     batch = images.batch(np.arange(len(images)))
     jobs = [(variant, backend.costs(variant, *batch)) for variant in VARIANTS]
     seconds = {variant: {"train_s": [], "infer_s": []} for variant in VARIANTS}
@@ -74,7 +97,7 @@ def _memory_in_subprocess(options, variant):
 
 def _memory(options, variant):
     """Growth of the peak resident memory over what imports, digits and the model take; it includes the batch itself."""
-    backend = _backend(options)
+    backend = backend_module(options).Backend(options, steps=1)
     digits = load_digits(options.digits, options.digits_file)[0]
     # small images first: the libraries' one-time allocations belong to the baseline
     small = Namespace(**{**vars(options), "size": max(4 * DIGIT, options.patch_size), "downsample": 2, "batch_size": 1})

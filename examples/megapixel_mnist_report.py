@@ -101,6 +101,8 @@ def _colour(labels, look, b):
 
 def cost_table(costs):
     """Markdown table of the rows from `megapixel_mnist_measure.measure`, with the factor saved for each image size."""
+    if not costs:
+        return "Time and memory were not measured.\n"
     columns = "training step, ms/image | inference, ms/image | peak memory training, MiB | peak memory inference, MiB"
     lines = [f"| image | batch | variant | {columns} |", "|---|---|---|---:|---:|---:|---:|"]
     keys = (("train_s", 1e3), ("infer_s", 1e3), ("train_bytes", 2**-20), ("infer_bytes", 2**-20))

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from megapixel_mnist import ESTIMATORS, Run, backend_module, parser
+from megapixel_mnist import ESTIMATORS, OptionError, Run, backend_module, check_options, parser
 
 NAME = "megapixel_mnist_study"
 EARLY = 4  # the epoch of the table's first column; the second is the last epoch
@@ -52,6 +52,16 @@ def read_command(argv):
     command = p.parse_args(argv)
     if command.epochs < EARLY:
         p.error(f"--epochs must be at least {EARLY}")
+    if command.jobs < 1:
+        p.error(f"--jobs must be at least 1, got {command.jobs}")
+    try:
+        for seed in command.seeds:
+            check_options(run_options(command, ESTIMATORS[0], seed))
+        (command.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OptionError as error:
+        p.error(str(error))
+    except OSError as error:
+        p.error(f"--out: {error}")
     return command
 
 
@@ -91,10 +101,9 @@ def main(argv=None):
         for seed in command.seeds
     }
     checkpoints = command.out / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
     results = read_results(command)
     # spawned, not forked: a framework's thread pool does not survive a fork
-    with ProcessPoolExecutor(command.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(command.jobs, len(jobs)), mp_context=get_context("spawn")) as pool:
         futures = {}
         for name, options in jobs.items():
             if name not in results["runs"]:

@@ -1,5 +1,6 @@
 """The Megapixel-MNIST classifier in PyTorch: the networks, and what the training loop asks of a backend."""
 
+import io
 import math
 import os
 from typing import NamedTuple
@@ -154,7 +155,7 @@ class Backend:
         self.schedule.load_state_dict(state["schedule"])
 
     def save_weights(self, path):
-        torch.save(self.model.state_dict(), path)
+        _save(self.model.state_dict(), path)
 
     def costs(self, variant, x_low, x_high, labels):
         """(training step, inference) on one batch, as functions without arguments.
@@ -179,14 +180,30 @@ class Backend:
 
 
 def write_checkpoint(path, content):
-    """Write a dictionary of numbers, text and `Backend.state`; a crash leaves the old file or the new one."""
+    """Write {"options": dict, "history": list, "backend": `Backend.state()`}; a crash leaves the old file or the new."""
     part = path.with_suffix(".part")
-    torch.save(content, part)
+    _save(content, part)
     os.replace(part, path)
 
 
 def read_checkpoint(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """What `write_checkpoint` wrote; a ValueError for any other file."""
+    raw = path.read_bytes()
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        kinds = {name: type(value) for name, value in content.items()}
+    except Exception as error:  # a file of any content can make unpickling fail in any way
+        raise ValueError(f"{path} is not a checkpoint of this program") from error
+    if kinds != {"options": dict, "history": list, "backend": dict}:
+        raise ValueError(f"{path} is not a checkpoint of this program")
+    return content
+
+
+def _save(content, path):
+    """`torch.save` reports a full disk as a RuntimeError without the path; this way it is an OSError with it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _warmup_and_cosine(step, steps):

@@ -1,0 +1,349 @@
+"""The example of the README, at tiny settings: what it writes, how it stops and goes on, and how it refuses bad input."""
+
+import gzip
+import hashlib
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+for module in ("torch", "sklearn", "scipy", "matplotlib", "tqdm"):
+    pytest.importorskip(module)
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import megapixel_mnist as program
+import megapixel_mnist_data as data
+import megapixel_mnist_measure as measure
+import megapixel_mnist_study as study
+import megapixel_mnist_torch
+import torch
+
+TINY = re.findall(r"\S+", "--size=112 --n-train=32 --n-test=16 --n-patches=4 --batch-size=8 --threads=1 --cost-size=0")
+WRITTEN = {"checkpoint.pt", "curves.png", "overlay.png", "patches.png", "results.json", "table.md", "weights.pt"}
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*words, program=("megapixel_mnist.py",)):
+    line = [sys.executable, *program, *map(str, words)]
+    return subprocess.run(line, cwd=EXAMPLES, capture_output=True, text=True, timeout=120, check=False)
+
+
+def main(capsys, *words):
+    """(exit code, lines on stderr) of the program in this process."""
+    code = program.main([*map(str, words)])
+    return code, capsys.readouterr().err.splitlines()
+
+
+def history(folder):
+    """The history in results.json but for the times."""
+    entries = json.loads((folder / "results.json").read_text())["history"]
+    return [{name: value for name, value in entry.items() if name != "train_s"} for entry in entries]
+
+
+def trained(tmp_path, *words):
+    """The `Run` of these options after all its epochs."""
+    result = program.start([*TINY, "--out", str(tmp_path), *words])
+    result.fit(tmp_path / "checkpoint.pt")
+    return result
+
+
+# ------------------------------------------------------------------------------------------------- stopping and resuming
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of three epochs without a stop, with the costs."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(*TINY, "--epochs", 3, "--out", folder, "--cost-size", 1)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_all_files_are_there(whole):
+    import matplotlib.image
+
+    assert {path.name for path in whole.iterdir()} == WRITTEN
+    for name in ("curves", "overlay", "patches"):
+        assert matplotlib.image.imread(whole / f"{name}.png").std() > 0
+    results = json.loads((whole / "results.json").read_text())
+    assert [entry["epoch"] for entry in results["history"]] == [1, 2, 3]
+    assert results["test_accuracy"] == 1 - results["history"][-1]["test_error"]
+    assert [row["variant"] for row in results["costs"]] == list(measure.VARIANTS)
+    assert all(row["train_s"] > 0 and row["infer_s"] > 0 and row["train_bytes"] > 0 for row in results["costs"])
+    assert "attention sampling" in (whole / "table.md").read_text()
+    assert "head.weight" in torch.load(whole / "weights.pt", weights_only=True)
+
+
+def test_sigint_and_resume_equal_an_uninterrupted_run(whole, tmp_path):
+    options = [*TINY, "--epochs", "3", "--out", str(tmp_path)]
+    # the signal comes from within the second batch of the second epoch: no timing is involved
+    script = """
+import os, signal, sys
+import megapixel_mnist, megapixel_mnist_torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+steps, step = [], megapixel_mnist_torch.Backend.train_step
+def interrupt(self, *arguments):
+    steps.append(1)
+    if len(steps) == 6:
+        os.kill(os.getpid(), signal.SIGINT)
+    return step(self, *arguments)
+megapixel_mnist_torch.Backend.train_step = interrupt
+sys.exit(megapixel_mnist.main())
+"""
+    stopped = run(*options, program=("-c", script))
+    assert stopped.returncode == 130, stopped.stderr
+    assert "stopped after 1 whole epochs" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert " ".join(options) in stopped.stderr and stopped.stderr.rstrip().endswith("--resume")
+    resumed = run(*options, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after epoch 1" in resumed.stdout
+    assert re.findall(r"^epoch +(\d+)/3", resumed.stdout, re.MULTILINE) == ["2", "3"]
+    assert history(tmp_path) == history(whole)
+    ours, theirs = (torch.load(folder / "weights.pt", weights_only=True) for folder in (tmp_path, whole))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_interrupt_elsewhere(tmp_path, capsys, monkeypatch):
+    """While the data are read, and while the first checkpoint is written: no epoch is done yet."""
+    for place, name in ((program, "load_digits"), (megapixel_mnist_torch, "write_checkpoint")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, Mock(side_effect=KeyboardInterrupt))
+            code, lines = main(capsys, *TINY, "--out", tmp_path)
+        assert code == 130 and lines[-2] == "stopped; to go on:" and lines[-1].endswith("--resume")
+
+
+def test_finished_run(whole, capsys, monkeypatch):
+    """It is not overwritten; --resume writes the report again, without a second measurement."""
+    options = [*TINY, "--epochs", 3, "--out", whole, "--cost-size", 1]
+    before = (whole / "checkpoint.pt").read_bytes()
+    code, lines = main(capsys, *options)
+    assert code == 2 and len(lines) == 1
+    assert "holds a run of 3 epochs: add --resume to go on, or choose another --out" in lines[0]
+    (whole / "overlay.png").unlink()
+    monkeypatch.setattr(measure, "measure", None)
+    assert program.main([*map(str, options), "--resume"]) == 0
+    assert "all 3 epochs are done" in capsys.readouterr().out
+    assert {path.name for path in whole.iterdir()} == WRITTEN
+    assert (whole / "checkpoint.pt").read_bytes() == before
+    code, lines = main(capsys, *options, "--resume", "--lr", 0.1)
+    assert code == 2 and len(lines) == 1 and "--lr 0.1 contradicts" in lines[0]
+
+
+def test_resume_without_a_checkpoint(tmp_path, capsys):
+    assert program.main([*TINY, "--epochs", "1", "--out", str(tmp_path), "--resume"]) == 0
+    assert capsys.readouterr().out.startswith("epoch   1/1")
+    assert "not measured" in (tmp_path / "table.md").read_text()
+
+
+def test_seed_decides_everything(tmp_path):
+    runs = [trained(tmp_path / str(i), "--epochs=1", f"--seed={seed}") for i, seed in enumerate((7, 7, 8))]
+    first, same, other = (run.history[0]["loss"] for run in runs)
+    assert first == same != other
+
+
+def test_failing_measurement_keeps_the_results(tmp_path, capsys, monkeypatch):
+    options = program.parser().parse_args(["--size=112", "--cost-size=1"])
+    reported = []
+    for error in (MemoryError(), RuntimeError("killed\nby someone"), OSError("no more processes")):
+
+        def fail(options, size, error=error):
+            reported.append((tmp_path / "results.json").is_file())
+            raise error
+
+        monkeypatch.setattr(measure, "measure", fail)
+        assert measure.cost_rows(options) == []
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    code, lines = main(capsys, *TINY, "--epochs", 1, "--out", tmp_path, "--cost-size", 1)
+    assert code == 0 and len(lines) == 1 and "measuring time and memory at 112 x 112 failed" in lines[0]
+    assert reported[-1]  # written before the measurement
+    assert {path.name for path in tmp_path.iterdir()} == WRITTEN
+    assert json.loads((tmp_path / "results.json").read_text())["costs"] == []
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+BAD = """--lr inf|--lr nan|--lr 0|--lr -1|--lr x|--entropy nan|--entropy inf|--entropy -1|--seed -1|--size 100000000|--size 50
+--size 1e3|--n-train 1000000000000|--n-train 0|--n-test 0|--noise 1000000000|--noise -1|--threads 100000|--threads 0
+--epochs 0|--batch-size 0|--n-patches 0|--n-patches 9999|--patch-size 4|--patch-size 500|--downsample nan|--cost-size -1
+--downsample 0|--downsample 100|--estimator iid --n-patches 1|--estimator none|--backend none|--digits none
+--cost-size 1000000000|--digits-file here|--digits mnist --digits-file /nope|--unknown 1|--seed 9223372036854775808"""
+
+
+@pytest.mark.parametrize("words", re.split(r"[|\n]", BAD))
+def test_bad_option(words, tmp_path, capsys):
+    code, lines = main(capsys, *TINY, "--out", tmp_path / "out", *words.split())
+    assert code == 2 and len(lines) == 1
+    assert words.split()[-2] in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_option_of_the_real_program(tmp_path):
+    done = run("--out", tmp_path, "--lr", "inf")
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"megapixel_mnist.py: error: --lr .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("out", ["{}/file", "{}/file/below", "/proc/nope/below"])
+def test_bad_out(out, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, lines = main(capsys, *TINY, "--out", out.format(tmp_path))
+    assert code == 2 and len(lines) == 1 and "--out" in lines[0]
+
+
+def test_foreign_checkpoint(tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    trained(tmp_path, "--epochs=1")
+    other_network = {**torch.load(path, weights_only=True), "backend": {"model": {}}}
+    no_options = {**other_network, "options": {}}
+    for content in (b"", b"some text", b"PK\3\4 broken", 1, {}, {"model": torch.zeros(3)}, no_options, other_network):
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        for resume in [["--resume"]] if content is other_network else [[], ["--resume"]]:
+            code, lines = main(capsys, *TINY, "--epochs=1", "--out", tmp_path, *resume)
+            assert code == 2 and len(lines) == 1 and f"{path} is not a checkpoint of this program" in lines[0]
+
+
+@pytest.mark.parametrize("words", ["--jobs 0", "--seeds -1", "--digits-file /nope", "--epochs 1", "--out /proc/nope/x"])
+def test_bad_option_of_the_study(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        study.main(["--out", str(tmp_path), *words.split()])
+    assert stop.value.code == 2
+    assert words.split()[0].removesuffix("s") in capsys.readouterr().err.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------- digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load_digits("sklearn")
+
+
+def npz(folder, digits):
+    (x_train, y_train), (x_test, y_test) = digits
+    path = folder / "mnist.npz"
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path, path
+
+
+def idx(folder, digits, pack=bytes, ending=""):
+    for split, (images, classes) in zip(("train", "t10k"), digits, strict=True):
+        for kind, array in (("images-idx3", images), ("labels-idx1", classes)):
+            raw = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            path = folder / f"{split}-{kind}-ubyte{ending}"
+            path.write_bytes(pack(raw + array.astype(np.uint8).tobytes()))
+    return folder, path
+
+
+def gz(folder, digits):
+    return idx(folder, digits, lambda raw: gzip.compress(raw, 1), ".gz")
+
+
+@pytest.mark.parametrize("write", [npz, idx, gz])
+def test_digit_files(write, digits, tmp_path):
+    small = [data.Digits(images[:200], classes[:200]) for images, classes in digits]
+    given, path = write(tmp_path, small)
+    for read, expected in zip(sum(data.load_digits("mnist", given), ()), sum(small, ()), strict=True):
+        np.testing.assert_array_equal(read, expected)
+    raw = path.read_bytes()
+    middle = len(raw) // 2
+    broken = [b"", raw[:3], raw[:middle], raw[:-1], b"x" + raw[1:], b"\x93NUMPY" + raw, bytes(100)]
+    if write is not idx:  # the others have a checksum
+        broken.append(raw[:middle] + bytes([raw[middle] ^ 255]) + raw[middle + 1 :])
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            data.load_digits("mnist", given)
+    path.unlink()
+    with pytest.raises(ValueError, match=re.escape(str(path).removesuffix(".gz"))):
+        data.load_digits("mnist", given)
+
+
+def test_wrong_arrays(digits, tmp_path):
+    path, _ = npz(tmp_path, digits)
+    with np.load(path) as file:
+        right = dict(file)
+    wrong = {"x_train": right["x_train"][:, :20]}, {"y_train": right["y_train"][:7]}, {"x_test": np.array([{}])}
+    for arrays in (*({**right, **change} for change in wrong), {"x_train": right["x_train"]}):
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            data.load_digits("mnist", path)
+
+
+def test_download(tmp_path):
+    content = bytes(range(256)) * 1000
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404 if "missing" in self.path else 200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: 1000 if "short" in self.path else None])
+
+        def log_message(self, *_):
+            pass
+
+    target = tmp_path / "cache" / "file"
+    right = hashlib.sha256(content).hexdigest()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            cases = (("/file", "0" * 64, "SHA-256"), ("/short", right, "SHA-256"), ("/missing", right, "404"))
+            for name, checksum, message in cases:
+                with pytest.raises(ValueError, match=message):
+                    data._download(url + name, target, checksum)
+                assert list(target.parent.iterdir()) == []
+            assert data._download(url + "/file", target, right) == target
+        finally:
+            server.shutdown()
+    assert target.read_bytes() == content and list(target.parent.iterdir()) == [target]
+    with pytest.raises(ValueError, match=r"could not download .*--digits-file"):
+        data._download(url + "/file", tmp_path / "other", right)  # nobody listens any more
+
+
+# ----------------------------------------------------------------------------------------------------------- composition
+
+
+@pytest.mark.parametrize("size", [112, 113, 200])
+def test_composition(digits, size):
+    images = data.MegapixelMNIST(digits[0], 500, size, noise=3, seed=1)
+    at = images.digit_at
+    assert at.min() >= 0 and at.max() <= size - 28
+    gaps = np.abs(at[:, :, None] - at[:, None]).max(axis=-1) + 28 * np.eye(5, dtype=int)
+    assert gaps.min() >= 28
+    for label, ids in zip(images.labels, images.digit_ids, strict=True):
+        values, counts = np.unique(digits[0].classes[ids], return_counts=True)
+        assert sorted(counts) == [1, 1, 3] and values[counts.argmax()] == label
+    x_low, x_high, labels = images.batch(np.array([7, 3]))
+    assert (x_low.shape, x_high.shape) == ((2, 1, size // 4, size // 4), (2, 1, size, size))
+    np.testing.assert_array_equal(labels, images.labels[[7, 3]])
+    for b, row in enumerate((7, 3)):
+        for (top, left), digit in zip(at[row], images.digit_ids[row], strict=True):
+            box = x_high[b, 0, top : top + 28, left : left + 28]
+            assert (box >= digits[0].images[digit]).all()  # a line may cross it
+
+
+@pytest.mark.parametrize(("size", "low"), [(112, 28), (200, 33), (131, 131), (130, 17)])
+def test_x_low_is_the_area_average(digits, size, low):
+    x_low, x_high, _ = data.MegapixelMNIST(digits[0], 4, size, 5, 2, low).batch(np.arange(4))
+    edges = [i * size // low for i in range(low + 1)]
+    expected = [
+        [[image[a:b, c:d].mean() / 255 for c, d in pairwise(edges)] for a, b in pairwise(edges)]
+        for image in x_high[:, 0]
+    ]
+    np.testing.assert_allclose(x_low[:, 0], expected, rtol=1e-5, atol=1e-7)
