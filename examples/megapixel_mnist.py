@@ -21,6 +21,9 @@ import numpy as np
 from megapixel_mnist_data import DIGIT, MegapixelMNIST, load_digits
 from tqdm import tqdm
 
+# Before a framework is loaded: idle OpenMP threads that spin slow everything down on a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 BACKENDS = ["torch"]
 ESTIMATORS = ["murthy", "des_raj", "horvitz_thompson", "iid"]
 TEST_STREAM = 1 << 40  # first random stream of the test images; training uses those from 0 on

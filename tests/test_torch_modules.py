@@ -154,6 +154,16 @@ def test_regularization():
     assert plain.regularization == 0
 
 
+def test_the_regularizer_is_given_a_distribution():
+    model, (low, high) = network(attention_regularizer=ats.MultinomialEntropy()), images()
+    model(low, high)
+    expected = model.regularization
+    model.attention.register_forward_hook(lambda module, inputs, output: 7.0 * output)
+    attention = model(low, high).attention
+    torch.testing.assert_close(attention.sum((1, 2)), torch.full((3,), 7.0))  # the map itself is returned as it is
+    torch.testing.assert_close(model.regularization, expected)
+
+
 @pytest.mark.parametrize("inference", MODES)
 def test_scales_are_stacked_on_the_channels(inference):
     low, high = images()
@@ -200,6 +210,20 @@ def test_wrong_options_are_named():
         network(replace=True)
     with pytest.raises(ValueError, match=r"^estimator: must be one of 'iid', 'des_raj'.*got 'best'"):
         network(estimator="best")
+    with pytest.raises(ValueError, match=r"^estimator: must be one of 'iid'.*got 'best'"):
+        network(estimator="best", replace=True)  # the name before the rule
+    with pytest.raises(ValueError, match=r"^estimator: 'normalized' is biased.*inference='topk'"):
+        network(estimator="normalized")
+    for name, value in [("patch_size", 0), ("patch_size", (8, 0)), ("patch_size", ()), ("patch_size", (8,) * 4),
+                        ("n_patches", 0), ("receptive_field", -1), ("receptive_field", (1, 1, 1)), ("scales", ()),
+                        ("scales", (1, 0)), ("padding", "zeros"), ("padding", 3), ("fill", "white"),
+                        ("estimator", 3)]:  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            network(**{"patch_size": (8, 8), name: value})
+    for name, value in [("patch_size", 8.0), ("patch_size", "8"), ("patch_size", None), ("n_patches", 5.0),
+                        ("n_patches", "5"), ("receptive_field", 1.5), ("scales", 2), ("scales", "12")]:  # fmt: skip
+        with pytest.raises(TypeError, match=rf"^{name}: "):
+            network(**{name: value})
     with pytest.raises(ValueError, match=r"^inference: must be one of 'sample', 'topk', 'full', got 'max'"):
         network(inference="max")
     with pytest.raises(ValueError, match=r"^smooth: must be between 0 and 1"):
@@ -208,6 +232,34 @@ def test_wrong_options_are_named():
     model.attention = nn.Conv2d(2, 3, 3)
     with pytest.raises(ValueError, match=r"^attention: the network must return \(B, \*grid\).*got \(3, 3, 4, 3\)"):
         model(low, high)
+
+
+def test_wrong_images_and_maps_are_named():
+    model, (low, high) = network(), images()
+    with pytest.raises(TypeError, match=r"^x_high: must be a torch.Tensor or a list of them, got ndarray"):
+        model(low, high.numpy())
+    with pytest.raises(TypeError, match=r"^x_low: must be a torch.Tensor, got ndarray"):
+        model(low.numpy(), high)
+    with pytest.raises(
+        ValueError, match=r"^x_high: must be \(B, C, \*spatial\) with 2 spatial axes, got \(2, 60, 50\)"
+    ):
+        model(low, high[0])
+    with pytest.raises(ValueError, match=r"^x_high: is smaller than x_low on every axis"):
+        model(high, low)
+    with pytest.raises(ValueError, match=r"^x_high: is smaller than x_low on every axis"):
+        model(high, [low])
+    model(low, low)
+    with pytest.raises(TypeError, match=r"^x_high\[1\]: must be a torch.Tensor, got ndarray"):
+        model(low, [high, high.numpy()])
+    with pytest.raises(ValueError, match=r"^x_high\[1\]: batch and channels must be those of x_high\[0\]"):
+        model(low, [high, high[:2]])
+    sampler = ats.SamplePatches(8, 2)
+    with pytest.raises(ValueError, match=r"^attention: must be \(B, \*grid\).*got \(3, 1, 6, 5\)"):
+        sampler(torch.ones(3, 1, 6, 5), high)
+    with pytest.raises(ValueError, match=r"^x_high: .*got \(2, 60, 50\)"):
+        sampler(torch.ones(3, 6, 5), high[0])
+    with pytest.raises(TypeError, match=r"^attention: must be a torch.Tensor, got ndarray"):
+        sampler(torch.ones(3, 6, 5).numpy(), high)
 
 
 # ---- saving ----

@@ -181,10 +181,19 @@ def test_no_rng_follows_manual_seed():
     assert ats.sample(attention, 20, rng=3).indices.tolist() == ats.sample(attention, 20, rng=(3, 0)).indices.tolist()
 
 
-@pytest.mark.parametrize("rng", [(1, 2, 3), "ab", [1]])
-def test_a_wrong_rng_is_named(rng):
-    with pytest.raises(ValueError, match=r"^rng: must be None, an int seed"):
-        ats.sample(torch.ones(1, 4), 2, rng=rng)
+@pytest.mark.parametrize(
+    "rng", [7, np.int64(7), np.uint8(7), np.array(7), True, (7, 2**62), np.array([7, 3]), [-1, -7]]
+)
+def test_integers_of_any_type_are_seeds(rng):
+    pair = (rng, 0) if np.ndim(rng) == 0 else rng
+    expected = ats.sample(torch.ones(3, 40), 9, rng=torch.tensor([int(x) for x in pair])).indices
+    assert torch.equal(ats.sample(torch.ones(3, 40), 9, rng=rng).indices, expected)
+
+
+def test_offsets_wrap_around():
+    attention = torch.ones(3, 40)
+    across = ats.sample(attention, 9, rng=(5, -1)).indices  # offsets 2**64 - 1, 0, 1
+    assert torch.equal(across[1:], ats.sample(attention[1:], 9, rng=(5, 0)).indices)
 
 
 # ---- layouts ----
@@ -263,11 +272,25 @@ def test_pyramid_is_one_scale_a_level(padding):
     np.testing.assert_array_equal(ats.extract_patches(pyramid, origins, (7, 8), padding=padding).numpy(), theirs)
 
 
+def test_narrower_integers_and_numpy_sizes():
+    image, origins = torch.rand(2, 3, 16, 16), torch.tensor([[[2, 3]], [[3, 8]]])
+    expected = ats.extract_patches(image, origins, (4, 4), scales=(1, 2))
+    given = ats.extract_patches(image, origins.int(), np.int64(4), scales=np.array([1, 2]))
+    assert torch.equal(given, expected)
+    indices = torch.tensor([[1, 3]])
+    assert torch.equal(
+        ats.patch_origins(indices.to(torch.uint8), np.array([2, 2]), (20, np.int32(20)), torch.tensor(3)),
+        ats.patch_origins(indices, (2, 2), (20, 20), 3),
+    )
+    assert ats.patch_origins(indices, np.int64(4), 20, 3).shape == (1, 2, 1)
+
+
 def test_default_dtype_and_normalisation():
     image = torch.arange(2 * 3 * 16 * 16, dtype=torch.uint8).view(2, 3, 16, 16)
     origins = torch.tensor([[[2, 3]], [[-3, 8]]])
     assert ats.extract_patches(image, origins, 4).dtype == torch.uint8
-    for mean, std in ((3.0, 2.0), ((3.0,) * 3, [2.0] * 3), (torch.full((3,), 3.0), torch.tensor(2.0)), (3, None)):
+    for mean, std in ((3.0, 2.0), ((3.0,) * 3, [2.0] * 3), (torch.full((3,), 3.0), torch.tensor(2.0)), (3, None),
+                      (torch.full((3, 1, 1), 3.0), np.float32(2)), (np.full(3, 3), [2.0]), (torch.tensor([3]), 2)):  # fmt: skip
         patches = ats.extract_patches(image, origins, 4, mean=mean, std=std)
         plain = ats.extract_patches(image, origins, 4).float()
         assert patches.dtype == torch.float32

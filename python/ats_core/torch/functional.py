@@ -4,17 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 from . import _ops
-
-Sizes: TypeAlias = int | Sequence[int]
-Rng: TypeAlias = int | Sequence[int] | Tensor | None
-Channels: TypeAlias = float | Sequence[float] | Tensor | None
+from ._arguments import (
+    Channels,
+    Rng,
+    Sizes,
+    check_dtype,
+    check_images,
+    check_tensor,
+    is_channels_first,
+    is_single,
+    to_channels,
+    to_indices,
+    to_origins,
+    to_rng,
+    to_scales,
+    to_sizes,
+)
 
 
 class Samples(NamedTuple):
@@ -49,16 +61,18 @@ def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = F
         rng: seed, (seed, offset), or an int64 tensor of these two. Row b draws from stream (seed, offset + b): the same
             rng gives the same cells from NumPy, on any device, with any number of threads and for any split of the
             batch (row b alone: offset + b). None draws both from PyTorch's generator, so that torch.manual_seed holds.
+            Negative ones are seeds and offsets like any other; offset + b wraps around at 2**64.
 
     Returns:
         Samples. The gradient of `Samples.attention` is exact, as that of a softmax at the indices for logits. The
         indices are constants to autograd: how they depend on the map is what the estimators of `expectation` add.
 
     Raises:
-        RuntimeError: a wrong shape or dtype; a negative, NaN or infinite weight; fewer than n cells of positive weight.
-        ValueError: an rng that is none of the above.
+        RuntimeError: a wrong shape, dtype or n; a negative, NaN or infinite weight; fewer than n cells of positive weight.
+        TypeError: no tensor; an rng that is none of the above. ValueError: one that does not fit into 64 bits.
     """
-    probabilities, indices, threshold, _ = _ops.sample(attention, _to_rng(rng), n, replace, logits)
+    check_tensor("attention", attention)
+    probabilities, indices, threshold, _ = _ops.sample(attention, to_rng(rng), n, replace, logits)
     return Samples(indices, probabilities, threshold)
 
 
@@ -67,6 +81,7 @@ def topk(attention: Tensor, n: int, *, logits: bool = False) -> Samples:
 
     Args and errors as for `sample`; cells of weight 0 may be taken. Use it with estimator="normalized".
     """
+    check_tensor("attention", attention)
     probabilities, indices, threshold, _ = _ops.topk(attention, n, logits)
     return Samples(indices, probabilities, threshold)
 
@@ -87,7 +102,7 @@ def patch_origins(
     what the cell saw.
 
     Args:
-        indices: (B, n) int64, flat cells of the grid.
+        indices: (B, n) int64 (or narrower integers), flat cells of the grid.
         grid: D = 1..3 sizes of the attention map.
         image_shape: D sizes of the image that patches are cut from.
         patch_size: one size for every axis, or D.
@@ -99,17 +114,20 @@ def patch_origins(
 
     Raises:
         RuntimeError: a wrong dtype, shape or size, an index outside the grid.
-        ValueError: as many values as there are axes were expected.
+        ValueError: as many values as there are axes were expected. TypeError: no tensor; sizes that are no
+            integers.
     """
-    grid = _to_sizes("grid", grid, 1 if isinstance(grid, int) else len(grid))
-    axes = len(grid)
+    cells = to_sizes("grid", grid, 1 if is_single(grid) else None)
+    axes = len(cells)
+    if not 1 <= axes <= 3:
+        raise ValueError(f"grid: must have 1 to 3 axes, got {axes}")
     return _ops.locate(
-        indices,
-        grid,
-        grid if low_shape is None else _to_sizes("low_shape", low_shape, axes),
-        _to_sizes("image_shape", image_shape, axes),
-        _to_sizes("patch_size", patch_size, axes),
-        _to_sizes("receptive_field", receptive_field, axes),
+        to_indices(indices),
+        cells,
+        cells if low_shape is None else to_sizes("low_shape", low_shape, axes),
+        to_sizes("image_shape", image_shape, axes),
+        to_sizes("patch_size", patch_size, axes),
+        to_sizes("receptive_field", receptive_field, axes),
     )
 
 
@@ -118,7 +136,7 @@ def extract_patches(
     origins: Tensor,
     patch_size: Sizes,
     *,
-    scales: Sequence[int] | None = None,
+    scales: Sequence[SupportsIndex] | None = None,
     padding: str = "constant",
     fill: float = 0.0,
     dtype: torch.dtype | None = None,
@@ -132,7 +150,7 @@ def extract_patches(
         image: (B, C, *spatial), or (B, *spatial, C) with data_format="channels_last"; any strides, never copied. uint8,
             int16, uint16, float16, bfloat16, float32 or float64. Or a list of them, a pyramid with the finest first: the
             patch has patch_size pixels of each level, around the same centre.
-        origins: (B, n, D) int64, in pixels of the (finest) image; any value.
+        origins: (B, n, D) int64 (or narrower integers), in pixels of the (finest) image; any value.
         patch_size: one size for every axis, or D.
         scales: scale s covers s * patch_size pixels around the same centre and averages s**D pixels into one.
         padding: outside the image: "constant" (`fill`), "edge" (the nearest pixel) or "reflect" (mirrored, the border
@@ -140,7 +158,7 @@ def extract_patches(
         fill: in units of the image; normalised as a pixel would be.
         dtype: of the patches: the image's, or a floating one. By default the image's, but float32 for an integer image
             with mean or std.
-        mean, std: a number or one a channel: (x - mean) / std.
+        mean, std: a number or one a channel, in a sequence or a tensor: (x - mean) / std.
         data_format: "channels_first" or "channels_last", of image and patches.
 
     Returns:
@@ -149,32 +167,35 @@ def extract_patches(
 
     Raises:
         RuntimeError: a wrong dtype, shape or value.
-        ValueError: as many values as there are axes or channels were expected; an unknown data_format; scales and a
-            pyramid at once.
+        ValueError: as many values or axes as there are axes or channels were expected; an unknown data_format; scales
+            and a pyramid at once; levels of a pyramid that do not have the same batch and channels.
+        TypeError: an argument of a type that means nothing here.
     """
-    channels_first = _is_channels_first(data_format)
+    channels_first = is_channels_first(data_format)
+    origins = to_origins(origins)
+    axes = origins.shape[2]
+    check_images("image", image, axes, channels_first)
+    check_dtype(dtype)
+    patch = to_sizes("patch_size", patch_size, axes)
     if isinstance(image, Tensor):
-        return _extract(image, origins, patch_size, scales, padding, fill, dtype, mean, std, channels_first)
+        return _extract(image, origins, patch, to_scales(scales), padding, fill, dtype, mean, std, channels_first)
     if scales is not None:
         raise ValueError("scales: a pyramid has one scale a level already; leave scales out")
-    if len(image) == 0:
-        raise ValueError("image: a pyramid needs at least one level")
-    patch = _spread(patch_size, origins.shape[-1])
     first = 2 if channels_first else 1
     patches: list[Tensor] = []
     for level in image:
         there = _origins_in_level(origins, patch, image[0].shape[first:], level.shape[first:]) if patches else origins
-        patches.append(_extract(level, there, patch, None, padding, fill, dtype, mean, std, channels_first))
+        patches.append(_extract(level, there, patch, (), padding, fill, dtype, mean, std, channels_first))
     return torch.stack(patches, 2)
 
 
 def extract_patches_backward(
     grad: Tensor,
     origins: Tensor,
-    image_shape: Sequence[int],
+    image_shape: Sequence[SupportsIndex],
     patch_size: Sizes,
     *,
-    scales: Sequence[int] | None = None,
+    scales: Sequence[SupportsIndex] | None = None,
     padding: str = "constant",
     dtype: torch.dtype | None = None,
     std: Channels = None,
@@ -192,21 +213,31 @@ def extract_patches_backward(
         image_shape, dtype.
 
     Raises:
-        RuntimeError, ValueError: as `extract_patches`.
+        RuntimeError, ValueError, TypeError: as `extract_patches`.
     """
-    channels_first = _is_channels_first(data_format)
-    channels = image_shape[1 if channels_first else -1]
+    channels_first = is_channels_first(data_format)
+    origins = to_origins(origins)
+    axes = origins.shape[2]
+    check_tensor("grad", grad)
+    check_dtype(dtype)
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype: must be floating, got {dtype}")
+    shape = to_sizes("image_shape", image_shape)
+    if len(shape) != axes + 2:
+        raise ValueError(
+            f"image_shape: must have {axes + 2} sizes: batch, channels and {axes} spatial, got {tuple(shape)}"
+        )
     return _ops.extract_patches_backward(
         grad,
         origins,
-        image_shape,
-        _spread(patch_size, origins.shape[-1]),
-        () if scales is None else scales,
+        shape,
+        to_sizes("patch_size", patch_size, axes),
+        to_scales(scales),
         padding,
         0.0,
         dtype,
         None,
-        _to_channels("std", std, channels),
+        to_channels("std", std, shape[1 if channels_first else -1]),
         channels_first,
     )
 
@@ -235,8 +266,10 @@ def expectation(
         right at the logits of a softmax, where a shift of all of it, such as a baseline makes, vanishes.
 
     Raises:
-        RuntimeError: a wrong shape, dtype or estimator, a missing threshold.
+        RuntimeError: a wrong shape, dtype or estimator, a missing threshold. TypeError: no tensor.
     """
+    check_tensor("features", features)
+    check_tensor("attention", attention)
     return _ops.expectation(features, attention, threshold, weights, estimator)
 
 
@@ -250,69 +283,27 @@ def expectation_backward(
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `expectation` at features and attention, which autograd uses, for grad (B, ...) at its result."""
+    for name, tensor in (("grad", grad), ("features", features), ("attention", attention)):
+        check_tensor(name, tensor)
     return _ops.expectation_backward(grad, features, attention, threshold, weights, estimator)
 
 
 def estimator_arrays(
-    attention: Tensor, estimator: str, *, threshold: Tensor | None = None, weights: Tensor | None = None
+    attention: Tensor, estimator: str = "murthy", *, threshold: Tensor | None = None, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What an estimator is made of: c (B, n) and M (B, n, n), as attention. Not differentiable.
 
     ``expectation = sum_i c_i f_i`` and ``d_attention_i = sum_j M_ij <f_j, grad>``. Args and errors as for `expectation`.
     """
+    check_tensor("attention", attention)
     return _ops.estimator_arrays(attention, threshold, weights, estimator)
-
-
-# ---- what callers may write, made what the operations take ----
-
-
-def _to_rng(rng: Rng) -> Tensor:
-    if rng is None:
-        return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
-    if isinstance(rng, Tensor):
-        return rng.cpu()
-    if isinstance(rng, (int, torch.SymInt)):
-        return torch.tensor([rng, 0], dtype=torch.int64, device="cpu")
-    if isinstance(rng, str) or len(rng) != 2:
-        raise ValueError(f"rng: must be None, an int seed, (seed, offset) or an int64 tensor of those two, got {rng!r}")
-    return torch.tensor([rng[0], rng[1]], dtype=torch.int64, device="cpu")
-
-
-def _spread(sizes: Sizes, axes: int) -> Sequence[int]:
-    """One size for every axis."""
-    return (sizes,) * axes if isinstance(sizes, (int, torch.SymInt)) else sizes
-
-
-def _to_sizes(name: str, sizes: Sizes, axes: int) -> Sequence[int]:
-    sizes = _spread(sizes, axes)
-    if len(sizes) != axes:
-        raise ValueError(f"{name}: must have {axes} values, one a spatial axis, got {len(sizes)}")
-    return sizes
-
-
-def _is_channels_first(data_format: str) -> bool:
-    if data_format not in ("channels_last", "channels_first"):
-        raise ValueError(f"data_format: must be one of 'channels_last', 'channels_first', got {data_format!r}")
-    return data_format == "channels_first"
-
-
-def _to_channels(name: str, values: Channels, channels: int) -> list[float] | None:
-    if values is None:
-        return None
-    if isinstance(values, Tensor):
-        values = cast("float | list[float]", values.tolist())
-    if isinstance(values, (int, float)):
-        return [float(values)] * channels
-    if len(values) != channels:
-        raise ValueError(f"{name}: must be a number or one a channel ({channels}), got shape ({len(values)},)")
-    return [float(value) for value in values]
 
 
 def _extract(
     image: Tensor,
     origins: Tensor,
-    patch_size: Sizes,
-    scales: Sequence[int] | None,
+    patch: Sequence[int],
+    scales: Sequence[int],
     padding: str,
     fill: float,
     dtype: torch.dtype | None,
@@ -320,23 +311,19 @@ def _extract(
     std: Channels,
     channels_first: bool,
 ) -> Tensor:
-    channels = image.shape[1 if channels_first else -1] if image.dim() > 2 else 0
+    channels = image.shape[1 if channels_first else -1]
     if dtype is None and not (mean is None and std is None) and not image.is_floating_point():
         dtype = torch.float32
-    if scales is None:
-        scales = ()
-    elif len(scales) == 0:
-        raise ValueError("scales: must not be empty")
     return _ops.extract_patches(
         image,
         origins,
-        _spread(patch_size, origins.shape[-1]),
+        patch,
         scales,
         padding,
         fill,
         dtype,
-        _to_channels("mean", mean, channels),
-        _to_channels("std", std, channels),
+        to_channels("mean", mean, channels),
+        to_channels("std", std, channels),
         channels_first,
     )
 

@@ -6,18 +6,18 @@ Source: Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
-from .functional import Channels, Rng, Sizes, expectation, extract_patches, patch_origins, sample, topk
+from ._arguments import Channels, Rng, Sizes, check_images, check_tensor, is_single, to_int, to_sizes
+from .functional import estimator_arrays, expectation, extract_patches, patch_origins, sample, topk
 
 Image: TypeAlias = Tensor | Sequence[Tensor]
-
-ESTIMATORS = ("iid", "des_raj", "murthy", "horvitz_thompson", "normalized")
 
 
 class SampledPatches(NamedTuple):
@@ -44,6 +44,24 @@ for _output in (SampledPatches, AttentionSamplingOutput):  # so that an exported
     _register_namedtuple(_output, serialized_type_name=f"ats_core.torch.{_output.__name__}")
 
 
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """What an operation says of an option, as the error of a constructor."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(str(error).partition("\nPosition:")[0]) from None
+
+
+def _to_option(name: str, sizes: Sizes, least: int) -> int | tuple[int, ...]:
+    """A size for every axis or one each, whose number is not known yet."""
+    single = is_single(sizes)
+    values = tuple(to_sizes(name, sizes, 1 if single else None))
+    if not 1 <= len(values) <= 3 or min(values) < least:
+        raise ValueError(f"{name}: must be at least {least}, one for every axis or one each of 1 to 3, got {sizes!r}")
+    return values[0] if single else values
+
+
 class SamplePatches(nn.Module):
     """Draw cells of an attention map and cut their patches out of the full-resolution image.
 
@@ -53,16 +71,19 @@ class SamplePatches(nn.Module):
         replace: draw with replacement.
         receptive_field: of the attention network, in pixels of the image that it saw; 0 if it pads (`patch_origins`).
         scales, padding, fill, dtype, mean, std: as for `extract_patches`.
+
+    Raises:
+        ValueError, TypeError: one of those that no image would suit.
     """
 
     def __init__(
         self,
         patch_size: Sizes,
-        n_patches: int = 10,
+        n_patches: SupportsIndex = 10,
         *,
         replace: bool = False,
         receptive_field: Sizes = 0,
-        scales: Sequence[int] | None = None,
+        scales: Sequence[SupportsIndex] | None = None,
         padding: str = "constant",
         fill: float = 0.0,
         dtype: torch.dtype | None = None,
@@ -70,10 +91,18 @@ class SamplePatches(nn.Module):
         std: Channels = None,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.n_patches = n_patches
+        self.patch_size = _to_option("patch_size", patch_size, 1)
+        self.n_patches = to_int("n_patches", n_patches)
         self.replace = replace
-        self.receptive_field = receptive_field
+        self.receptive_field = _to_option("receptive_field", receptive_field, 0)
+        if self.n_patches < 1:
+            raise ValueError(f"n_patches: must be at least 1, got {n_patches}")
+        axes = len(self.patch_size) if isinstance(self.patch_size, tuple) else 1
+        if isinstance(self.patch_size, tuple):
+            to_sizes("receptive_field", self.receptive_field, axes)
+        image, origins = torch.empty((0, 1, *(1,) * axes), device="cpu"), torch.empty((0, 0, axes), device="cpu").long()
+        with _as_value_error():  # no image is known yet, but an empty one tells whether there is any that these suit
+            extract_patches(image, origins, self.patch_size, scales=scales, padding=padding, fill=fill)
         self.extraction: dict[str, Any] = {
             "scales": scales,
             "padding": padding,
@@ -99,6 +128,14 @@ class SamplePatches(nn.Module):
             rng: as for `sample`.
             deterministic: take the n_patches most attended cells instead of sampling.
         """
+        check_tensor("attention", attention)
+        axes = attention.dim() - 1
+        if isinstance(x_high, Tensor) and x_high.dim() == axes + 1 > 2 and attention.shape[1] == 1:
+            raise ValueError(
+                f"attention: must be (B, *grid), without a channel axis: {x_high.dim() - 2} axes in grid as x_high has "
+                f"spatial ones, got {tuple(attention.shape)}"
+            )
+        check_images("x_high", x_high, axes)
         draws = (
             topk(attention, self.n_patches)
             if deterministic
@@ -131,8 +168,9 @@ class Expectation(nn.Module):
 
     def __init__(self, estimator: str = "murthy") -> None:
         super().__init__()
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator: must be one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}")
+        nothing = torch.empty((0, 1), device="cpu")
+        with _as_value_error():  # the operation knows the names
+            estimator_arrays(nothing, estimator, threshold=nothing[:, 0])
         self.estimator = estimator
 
     def forward(self, features: Tensor, attention: Tensor, threshold: Tensor | None = None) -> Tensor:
@@ -189,6 +227,12 @@ class MultinomialEntropy(nn.Module):
         return f"strength={self.strength}, eps={self.eps}"
 
 
+def _normalised(attention: Tensor) -> Tensor:
+    """Each row over its sum, float32 or wider."""
+    weights = attention.flatten(1).to(torch.promote_types(attention.dtype, torch.float32))
+    return (weights / weights.sum(1, keepdim=True)).reshape(attention.shape)
+
+
 class AttentionSampling(nn.Module):
     """Look at a large image through a few patches, chosen by attention that was computed on a small one.
 
@@ -202,16 +246,18 @@ class AttentionSampling(nn.Module):
         feature: module: (B * n, C, *patch) -> (B * n, ...). With `scales`, or with a pyramid for x_high, the scales are
             stacked on the channel axis, the finest first: (B * n, S * C, *patch).
         patch_size, n_patches, replace, receptive_field, scales, padding, fill, dtype, mean, std: as for `SamplePatches`.
-        estimator: as for `expectation`; "iid" exactly with replace=True.
-        attention_regularizer: attention map (B, *grid) -> scalar, for example `MultinomialEntropy`. After a call in
-            training mode `regularization` holds it, to be added to the loss; otherwise a 0.
+        estimator: as for `expectation`, unbiased (not "normalized"); "iid" exactly with replace=True.
+        attention_regularizer: attention map (B, *grid) -> scalar, for example `MultinomialEntropy`. It is given the
+            distribution that the map stands for, each row over its sum. After a call in training mode `regularization`
+            holds what it returned, to be added to the loss; otherwise a 0.
         inference: what is done in eval mode: "sample" as in training; "topk" the n_patches most attended cells, with
             attention over its sum (deterministic, biased); "full" the exact mean over all cells, in chunks that bound
             memory (deterministic; as slow as the feature network on the whole image), where the patches returned are
             the most attended ones.
 
     Raises:
-        ValueError: an unknown estimator or inference; "iid" without replace=True or the other way round.
+        ValueError: an unknown or biased estimator, an unknown inference; "iid" without replace=True or the other way
+            round; options that suit no image. TypeError: an option of a type that means nothing here.
     """
 
     # Patches that go through the feature network at once with inference="full", unless n_patches asks for more.
@@ -224,12 +270,12 @@ class AttentionSampling(nn.Module):
         attention: nn.Module,
         feature: nn.Module,
         patch_size: Sizes,
-        n_patches: int = 10,
+        n_patches: SupportsIndex = 10,
         *,
         estimator: str = "murthy",
         replace: bool = False,
         receptive_field: Sizes = 0,
-        scales: Sequence[int] | None = None,
+        scales: Sequence[SupportsIndex] | None = None,
         attention_regularizer: Callable[[Tensor], Tensor] | None = None,
         inference: str = "sample",
         padding: str = "constant",
@@ -239,6 +285,12 @@ class AttentionSampling(nn.Module):
         std: Channels = None,
     ) -> None:
         super().__init__()
+        self.expectation = Expectation(estimator)
+        if estimator == "normalized":
+            raise ValueError(
+                "estimator: 'normalized' is biased, and is what inference='topk' takes in eval mode; choose another to "
+                "train with"
+            )
         if (estimator == "iid") != replace:
             raise ValueError(
                 f"estimator: 'iid' is for replace=True and the others are for replace=False, got {estimator!r} with "
@@ -260,13 +312,22 @@ class AttentionSampling(nn.Module):
             mean=mean,
             std=std,
         )
-        self.expectation = Expectation(estimator)
         self.attention_regularizer = attention_regularizer
         self.inference = inference
         self.regularization = torch.zeros(())
 
     def forward(self, x_low: Tensor, x_high: Image, rng: Rng = None) -> AttentionSamplingOutput:
         """x_low (B, C, *low), x_high (B, C, *high) or a pyramid of such -> (features, attention, patches)."""
+        check_tensor("x_low", x_low)
+        low_shape = x_low.shape[2:]
+        check_images("x_high", x_high, len(low_shape))
+        if not torch.compiler.is_compiling():  # sizes may be symbolic there
+            finest = (x_high if isinstance(x_high, Tensor) else x_high[0]).shape[2:]
+            if all(high < low for high, low in zip(finest, low_shape, strict=True)):
+                raise ValueError(
+                    f"x_high: is smaller than x_low on every axis, {tuple(finest)} and {tuple(low_shape)}: are the two "
+                    "in the right order?"
+                )
         attention = self.attention(x_low)
         if attention.dim() == x_low.dim() and attention.shape[1] == 1:
             attention = attention.squeeze(1)
@@ -277,9 +338,8 @@ class AttentionSampling(nn.Module):
             )
         # Assigned in training only: a module that is exported in eval mode must not change its attributes.
         if self.training and self.attention_regularizer is not None:
-            self.regularization = self.attention_regularizer(attention)
+            self.regularization = self.attention_regularizer(_normalised(attention))
         inference = "sample" if self.training else self.inference
-        low_shape = x_low.shape[2:]
         draws = self.sampler(attention, x_high, low_shape=low_shape, rng=rng, deterministic=inference != "sample")
         if inference == "full":
             features = self._expect_all(attention, x_high, low_shape)
@@ -299,8 +359,7 @@ class AttentionSampling(nn.Module):
 
     def _expect_all(self, attention: Tensor, x_high: Image, low_shape: Sequence[int]) -> Tensor:
         """The exact mean of the features over all cells, some cells at a time."""
-        weights = attention.flatten(1).to(torch.promote_types(attention.dtype, torch.float32))
-        weights = weights / weights.sum(1, keepdim=True)
+        weights = _normalised(attention).flatten(1)
         batch, cells = weights.shape
         step = max(self.sampler.n_patches, self.full_chunk // max(batch, 1))
         total: Any = 0.0
