@@ -340,3 +340,11 @@ def expectation_backward(grad, features, attention, estimator, threshold=None, w
     d_features = c.reshape(batch, n, *[1] * (grad.ndim - 1)) * grad[:, None]
     h = np.sum((features * grad[:, None]).reshape(batch, n, -1), axis=2) if features.size else np.zeros((batch, n))
     return d_features, np.einsum("bij,bj->bi", m, h)
+
+
+# ---- inputs that tests share ----
+
+
+def weights_of(shape, dtype="float32"):
+    """Weights that depend on the number of cells alone."""
+    return np.random.default_rng(math.prod(shape)).exponential(size=shape).astype(dtype)

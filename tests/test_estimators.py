@@ -9,6 +9,7 @@ import pytest
 import reference
 from tolerances import assert_close
 
+ARRAYS = 1e-10  # relative: murthy's quadrature was measured at 1e-11, and a coarser grid shows here
 EXACT = 1e-10  # of float64 sums over up to 5040 draws
 
 
@@ -221,8 +222,8 @@ def test_murthy_agrees_with_the_exact_subset_sum(backend, name):
     c, m = backend.estimator_arrays(row[None], "murthy")
     expected_c, expected_m = reference.murthy_subsets(row)
     assert c.shape == (1, len(row)) and m.shape == (1, len(row), len(row))
-    assert (np.abs(c[0] - expected_c) <= 1e-8 * expected_c).all(), np.abs(c[0] / expected_c - 1).max()
-    assert (np.abs(m[0] - expected_m) <= 1e-8 * np.abs(expected_m)).all()
+    assert (np.abs(c[0] - expected_c) <= ARRAYS * expected_c).all(), np.abs(c[0] / expected_c - 1).max()
+    assert (np.abs(m[0] - expected_m) <= ARRAYS * np.abs(expected_m)).all()
 
 
 @pytest.mark.parametrize("n", range(1, 13))
@@ -239,8 +240,8 @@ def test_murthy_agrees_for_random_rows(backend, n):
     c, m = backend.estimator_arrays(rows, "murthy")
     for b, row in enumerate(rows):
         expected_c, expected_m = reference.murthy_subsets(row)
-        assert (np.abs(c[b] - expected_c) <= 1e-8 * expected_c).all()
-        assert (np.abs(m[b] - expected_m) <= 1e-8 * np.abs(expected_m)).all()
+        assert (np.abs(c[b] - expected_c) <= ARRAYS * expected_c).all()
+        assert (np.abs(m[b] - expected_m) <= ARRAYS * np.abs(expected_m)).all()
 
 
 @pytest.mark.parametrize("mass", [1e-9, 0.2, 0.9, 1 - 1e-9])
@@ -249,8 +250,8 @@ def test_murthy_of_many_samples(backend, n, concentration, mass):
     row = scaled(n, mass * (1 - 1e-13), n, concentration) + 1e-14 * mass / n
     c, m = backend.estimator_arrays(row[None], "murthy")
     expected_c, expected_m = reference.murthy_quadrature(row)
-    assert (np.abs(c[0] - expected_c) <= 1e-8 * expected_c).all(), np.abs(c[0] / expected_c - 1).max()
-    assert (np.abs(m[0] - expected_m) <= 1e-8 * np.abs(expected_m)).all()
+    assert (np.abs(c[0] - expected_c) <= ARRAYS * expected_c).all(), np.abs(c[0] / expected_c - 1).max()
+    assert (np.abs(m[0] - expected_m) <= ARRAYS * np.abs(expected_m)).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 300])
