@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 sys.path.insert(0, str(Path(__file__).parent))  # for reference.py and tolerances.py, whatever the import mode
 
 settings.register_profile(
@@ -43,6 +44,13 @@ class NumPy:
 
     def numpy(self, values):
         return np.asarray(values)
+
+    def dtype(self, values):
+        """Its name."""
+        return values.dtype.name
+
+    def transpose(self, values, axes):
+        return values.transpose(axes)
 
     def set_num_threads(self, threads):
         self.ats.set_num_threads(threads)
@@ -117,6 +125,12 @@ class TorchCPU:
         values = values.detach().cpu()
         return (values.float() if values.dtype == self.torch.bfloat16 else values).numpy()
 
+    def dtype(self, values):
+        return str(values.dtype).removeprefix("torch.")
+
+    def transpose(self, values, axes):
+        return values.permute(axes)
+
     def set_num_threads(self, threads):
         self.torch.set_num_threads(threads or os.cpu_count())
 
@@ -188,8 +202,100 @@ class TorchCPU:
         return self.numpy(c), self.numpy(m)
 
 
-BACKENDS = {backend.name: backend for backend in (NumPy, TorchCPU)}
-FRAMEWORK = {"numpy": "numpy", "torch-cpu": "torch"}
+class TensorFlow:
+    name = "tensorflow"
+    floating = ("float16", "bfloat16", "float32", "float64")
+    integer = ("uint8", "int16", "uint16")
+
+    def __init__(self):
+        self.tf = importlib.import_module("tensorflow")
+        self.ats = importlib.import_module("ats_core.tensorflow")
+        self.errors = (ValueError, TypeError, self.tf.errors.InvalidArgumentError)
+
+    def array(self, values, dtype=None):
+        if dtype is not None:  # not by TensorFlow, whose cast flushes subnormals
+            values = np.asarray(values).astype(self.tf.as_dtype(str(dtype)).as_numpy_dtype)
+        return self.tf.convert_to_tensor(np.asarray(values) if isinstance(values, (list, float, int)) else values)
+
+    def _optional(self, values):
+        return None if values is None else self.array(values)
+
+    def numpy(self, values):
+        values = values.numpy()
+        return values.astype(np.float32) if values.dtype == "bfloat16" else values
+
+    def dtype(self, values):
+        return values.dtype.name
+
+    def transpose(self, values, axes):
+        return self.tf.transpose(values, axes)
+
+    def sample(self, attention, n, *, replace=False, logits=False, rng=None):
+        samples = self.ats.sample(self.array(attention), n, replace=replace, logits=logits, rng=rng)
+        return tuple(self.numpy(x) for x in samples)
+
+    def topk(self, attention, n, *, logits=False):
+        return tuple(self.numpy(x) for x in self.ats.topk(self.array(attention), n, logits=logits))
+
+    def sample_backward(self, grad, attention, n, *, top=False, replace=False, logits=False, rng=None):
+        """(indices, gradient at attention) when `grad` (B, N) is the gradient at the sampled attention."""
+        attention = self.array(attention)
+        with self.tf.GradientTape() as tape:
+            tape.watch(attention)
+            if top:
+                samples = self.ats.topk(attention, n, logits=logits)
+            else:
+                samples = self.ats.sample(attention, n, replace=replace, logits=logits, rng=rng)
+        grad = self.tf.cast(self.array(grad), samples.attention.dtype)
+        return self.numpy(samples.indices), self.numpy(tape.gradient(samples.attention, attention, grad))
+
+    def patch_origins(self, indices, grid, image_shape, patch_size, **options):
+        return self.numpy(self.ats.patch_origins(self.array(indices), grid, image_shape, patch_size, **options))
+
+    def extract_patches(self, image, origins, patch_size, *, data_format="channels_last", **options):
+        image = [self.array(x) for x in image] if isinstance(image, (list, tuple)) else self.array(image)
+        return self.numpy(
+            self.ats.extract_patches(image, self.array(origins), patch_size, data_format=data_format, **options)
+        )
+
+    def extract_patches_backward(self, grad, origins, image, patch_size, *, data_format="channels_last", **options):
+        image = self.array(image)
+        with self.tf.GradientTape() as tape:
+            tape.watch(image)
+            patches = self.ats.extract_patches(
+                image, self.array(origins), patch_size, data_format=data_format, **options
+            )
+        return self.numpy(tape.gradient(patches, image, self.array(grad)))
+
+    def expectation(self, features, attention, estimator, threshold=None, weights=None):
+        return self.numpy(
+            self.ats.expectation(
+                self.array(features),
+                self.array(attention),
+                estimator=estimator,
+                threshold=self._optional(threshold),
+                weights=self._optional(weights),
+            )
+        )
+
+    def expectation_backward(self, grad, features, attention, estimator, threshold=None, weights=None):
+        inputs = self.array(features), self.array(attention)
+        with self.tf.GradientTape() as tape:
+            tape.watch(inputs)
+            expected = self.ats.expectation(
+                *inputs, estimator=estimator, threshold=self._optional(threshold), weights=self._optional(weights)
+            )
+        return tuple(map(self.numpy, tape.gradient(expected, inputs, self.array(grad))))
+
+    def estimator_arrays(self, attention, estimator, threshold=None, weights=None):
+        c, m = self.ats.estimator_arrays(
+            self.array(attention), estimator, threshold=self._optional(threshold), weights=self._optional(weights)
+        )
+        return self.numpy(c), self.numpy(m)
+
+
+BACKENDS = {backend.name: backend for backend in (NumPy, TorchCPU, TensorFlow)}
+FRAMEWORK = {"numpy": "numpy", "torch-cpu": "torch", "tensorflow": "tensorflow"}
 _required = [name for name in os.environ.get("ATS_REQUIRE_BACKENDS", "numpy").split(",") if name]
 _made, _missing = {}, {}
 
@@ -225,9 +331,16 @@ def torch_backend():
     return get_backend("torch-cpu")
 
 
+@pytest.fixture(scope="session")
+def tensorflow_backend():
+    return get_backend("tensorflow")
+
+
 @pytest.fixture
 def threads(backend):
     """Set the number of threads; it is put back after the test."""
+    if not hasattr(backend, "set_num_threads"):
+        pytest.skip(f"{backend.name} takes its number of threads once, at the start")
     before = backend.get_num_threads()
     yield backend.set_num_threads
     backend.set_num_threads(before)

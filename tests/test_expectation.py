@@ -32,7 +32,7 @@ def check(backend, features, attention, estimator, **more):
     """Forward and backward of native features against the reference; returns the three results."""
     features = backend.array(features)
     hidden = backend.numpy(features).astype(np.float64)
-    dtype = str(features.dtype).removeprefix("torch.")
+    dtype = backend.dtype(features)
     weakest = max(dtype, attention.dtype.name, key=RELATIVE.get)  # what the sums are made in
     found = backend.expectation(features, attention, estimator, **more)
     expected = reference.expectation(hidden, attention, estimator, **more)

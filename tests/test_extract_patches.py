@@ -40,9 +40,8 @@ def check_forward(backend, image, origins, patch, *, dtype=None, first=False, na
     d = len(patch)
     given = native
     if first:
-        axes = (0, d + 1, *range(1, d + 1))
-        given = native.permute(axes) if hasattr(native, "permute") else native.transpose(axes)
-    source = str(native.dtype).removeprefix("torch.")
+        given = backend.transpose(native, (0, d + 1, *range(1, d + 1)))
+    source = backend.dtype(native)
     wanted = dtype or source
     found = backend.extract_patches(
         given,
@@ -356,9 +355,9 @@ def check_backward(backend, grad, origins, image, patch, first=False, dtype="flo
     image = backend.array(image, dtype)
     if first:
         axes = (*range(hidden.ndim - d - 1), hidden.ndim - 1, *range(hidden.ndim - d - 1, hidden.ndim - 1))
-        values = values.permute(axes) if hasattr(values, "permute") else values.transpose(axes)
+        values = backend.transpose(values, axes)
         axes = (0, d + 1, *range(1, d + 1))
-        image = image.permute(axes) if hasattr(image, "permute") else image.transpose(axes)
+        image = backend.transpose(image, axes)
     found = backend.extract_patches_backward(
         values, origins, image, tuple(patch), data_format="channels_first" if first else "channels_last", **options
     )

@@ -114,7 +114,7 @@ Tensor extract_patches(const Tensor& image_, const Tensor& origins_, const Sizes
   const Argument origins = dense("origins", origins_);
   const ats_patches_options options =
       patches_options(patch, scales, padding, fill, core_dtype(dtype, image.view.dtype), mean, std);
-  if (channels_first) move_axis(image.view, 1, image.view.ndim - 1);
+  if (channels_first) ats::move_axis(image.view, 1, image.view.ndim - 1);
   ats_tensor wanted{};
   check(ats_extract_patches_shape(image, origins, &options, &wanted));
   const Argument patches = allocate(wanted, image.view, channels_first ? options.spatial : 0);
@@ -130,14 +130,14 @@ Tensor extract_patches_backward(const Tensor& grad_, const Tensor& origins_, con
   Argument grad = dense("grad", grad_);
   const Argument origins = dense("origins", origins_);
   const ats_patches_options options = patches_options(patch, scales, padding, fill, grad.view.dtype, mean, std);
-  if (channels_first) move_axis(grad.view, 2 + (options.n_scales > 0), grad.view.ndim - 1);
+  if (channels_first) ats::move_axis(grad.view, 2 + (options.n_scales > 0), grad.view.ndim - 1);
   ats_tensor wanted{};
   wanted.ndim = static_cast<int32_t>(image_shape.size());
   wanted.dtype = core_dtype(dtype, grad.view.dtype);
   require(wanted.dtype >= 0, "dtype: must be a floating dtype");
   copy_sizes("image_shape", image_shape, wanted.shape, patch.size() + 2);
   require(*std::min_element(image_shape.begin(), image_shape.end()) >= 0, "image_shape: must not be negative");
-  if (channels_first) move_axis(wanted, 1, wanted.ndim - 1);
+  if (channels_first) ats::move_axis(wanted, 1, wanted.ndim - 1);
   const Argument d_image = allocate(wanted, grad.view, channels_first ? options.spatial : 0);
   size_t bytes = 0;
   check(ats_extract_patches_backward_workspace(d_image, &bytes));

@@ -2,7 +2,7 @@
 // exception. Nothing here depends on the device, so an adapter for another one can share it.
 #pragma once
 
-#include <ats/ats.h>
+#include <ats/ats.hpp>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -80,15 +80,6 @@ inline int32_t core_dtype(const std::optional<ScalarType>& dtype, int32_t otherw
   return dtype ? core_dtype(stable::to<int32_t>(stable::from(*dtype))) : otherwise;
 }
 
-// Moves one axis of a view. An axis that is not there is left for the core to complain of.
-inline void move_axis(ats_tensor& view, int from, int to) {
-  if (std::min(from, to) < 0 || std::max(from, to) >= view.ndim) return;
-  for (int64_t* axes : {view.shape, view.strides}) {
-    if (from < to) std::rotate(axes + from, axes + from + 1, axes + to + 1);
-    else std::rotate(axes + to, axes + from, axes + from + 1);
-  }
-}
-
 // A tensor, and the core's view of it.
 struct Argument {
   Tensor tensor;
@@ -119,16 +110,14 @@ inline Argument dense(const char* name, const Tensor& given) {
 // for the core, stand before that many axes in the tensor.
 inline Argument allocate(ats_tensor wanted, const ats_tensor& like, int spatial = 0) {
   require(wanted.dtype >= 0, "dtype: not one that the core has");
-  move_axis(wanted, wanted.ndim - 1, wanted.ndim - 1 - spatial);
-  int64_t stride = 1;
-  for (int axis = wanted.ndim - 1; axis >= 0; stride *= std::max<int64_t>(wanted.shape[axis--], 1))
-    wanted.strides[axis] = stride;
+  ats::move_axis(wanted, wanted.ndim - 1, wanted.ndim - 1 - spatial);
+  ats::set_strides(wanted);
   const int32_t device = like.device == ATS_CUDA ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(wanted.ndim, wanted.shape, wanted.strides, dtypes()[wanted.dtype],
                                                   device, like.device_index, &handle));
   Argument result("output", Tensor(handle));
-  move_axis(result.view, wanted.ndim - 1 - spatial, wanted.ndim - 1);
+  ats::move_axis(result.view, wanted.ndim - 1 - spatial, wanted.ndim - 1);
   return result;
 }
 

@@ -62,7 +62,22 @@ def _torch() -> Adapter:
     )
 
 
-_ADAPTERS = {"torch": _torch}
+def _tensorflow() -> Adapter:
+    import tensorflow  # ats_core.tensorflow has checked that it is there and new enough
+
+    version = tensorflow.__version__
+    home = Path(tensorflow.__file__).parent
+    return Adapter(
+        name="tensorflow",
+        framework=f"TensorFlow {version}",
+        prebuilt=ROOT / "tensorflow" / f"_ats_tensorflow_{version}.so",  # a binary serves one version only
+        include_dirs=(home / "include",),
+        defines=("_GLIBCXX_USE_CXX11_ABI=1", "EIGEN_MAX_ALIGN_BYTES=64"),
+        libraries=(f"-L{home}", "-l:libtensorflow_framework.so.2"),
+    )
+
+
+_ADAPTERS = {"tensorflow": _tensorflow, "torch": _torch}
 
 
 def _cached_or_built(adapter: Adapter) -> Path:

@@ -4,6 +4,7 @@
 
 #include <ats/ats.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -36,6 +37,23 @@ constexpr ats_dtype dtype_of() {
   }
 }
 
+// Strides of a contiguous tensor, last axis fastest.
+inline void set_strides(ats_tensor& view) {
+  std::int64_t stride = 1;
+  for (int axis = view.ndim - 1; axis >= 0; stride *= std::max<std::int64_t>(view.shape[axis--], 1))
+    view.strides[axis] = stride;
+}
+
+// Moves one axis of a view, which makes channels-first channels-last. An axis that is not there is left for the library
+// to complain of.
+inline void move_axis(ats_tensor& view, int from, int to) {
+  if (std::min(from, to) < 0 || std::max(from, to) >= view.ndim) return;
+  for (std::int64_t* axes : {view.shape, view.strides}) {
+    if (from < to) std::rotate(axes + from, axes + from + 1, axes + to + 1);
+    else std::rotate(axes + to, axes + from, axes + from + 1);
+  }
+}
+
 // A contiguous view of memory on the CPU. It does not own the memory; a const input is never written to.
 template <typename T>
 ats_tensor view(T* data, std::initializer_list<std::int64_t> shape) {
@@ -44,8 +62,7 @@ ats_tensor view(T* data, std::initializer_list<std::int64_t> shape) {
   result.data = const_cast<std::remove_const_t<T>*>(data);
   result.dtype = dtype_of<T>();
   for (std::int64_t size : shape) result.shape[result.ndim++] = size;
-  std::int64_t stride = 1;
-  for (int axis = result.ndim - 1; axis >= 0; stride *= result.shape[axis--]) result.strides[axis] = stride;
+  set_strides(result);
   return result;
 }
 

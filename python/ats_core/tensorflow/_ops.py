@@ -1,0 +1,93 @@
+# mypy: allow-untyped-decorators
+"""The operations of bindings/tensorflow as Python functions, and their gradients, which are operations of the core too."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from ats_core._build import adapter_path
+
+try:
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext as _compiles_with_xla
+except ImportError:  # private: without it the message is TensorFlow's own
+
+    def _compiles_with_xla(graph: Any) -> bool:
+        return False
+
+
+def _refused_by_xla(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """Say so where the graph is made, which TensorFlow would only do after it, from inside its compiler."""
+
+    @functools.wraps(operation)
+    def call(*args: Any, **options: Any) -> Any:
+        if not tf.executing_eagerly() and _compiles_with_xla(tf.compat.v1.get_default_graph()):
+            raise NotImplementedError(
+                "jit_compile: ats_core has no XLA kernels, so that a function or model that uses it runs with "
+                "jit_compile=False only (the default of tf.function)"
+            )
+        return operation(*args, **options)
+
+    return call
+
+
+_library = tf.load_op_library(adapter_path("tensorflow"))
+sample = _refused_by_xla(_library.ats_sample)
+topk = _refused_by_xla(_library.ats_top_k)
+locate = _refused_by_xla(_library.ats_locate)
+extract_patches = _refused_by_xla(_library.ats_extract_patches)
+expectation = _refused_by_xla(_library.ats_expectation)
+estimator_arrays = _refused_by_xla(_library.ats_estimator_arrays)
+sample_grad = _library.ats_sample_grad
+extract_patches_grad = _library.ats_extract_patches_grad
+expectation_grad = _library.ats_expectation_grad
+
+
+def _draws_gradient(op: Any, grad: Any) -> Any:
+    probabilities, indices, _, log_mass = op.outputs
+    return sample_grad(grad, op.inputs[0], indices, probabilities, log_mass, logits=op.get_attr("logits"))
+
+
+@tf.RegisterGradient("Ats>Sample")
+def _(op: Any, grad: Any, *_: Any) -> Any:
+    return _draws_gradient(op, grad), None
+
+
+@tf.RegisterGradient("Ats>TopK")
+def _(op: Any, grad: Any, *_: Any) -> Any:
+    return _draws_gradient(op, grad)
+
+
+@tf.RegisterGradient("Ats>ExtractPatches")
+def _(op: Any, grad: Any) -> Any:
+    image, origins, _, _, std = op.inputs
+    options = {name: op.get_attr(name) for name in ("patch_size", "scales", "padding", "channels_first")}
+    shape = tf.shape(image, tf.int64)
+    return extract_patches_grad(grad, origins, shape, std, dtype=image.dtype, **options), None, None, None, None
+
+
+@tf.RegisterGradient("Ats>Expectation")
+def _(op: Any, grad: Any) -> Any:
+    features, attention, *rest = op.inputs
+    count = op.get_attr("n_threshold")
+    d_features, d_attention = expectation_grad(
+        grad, features, attention, rest[:count], rest[count:], estimator=op.get_attr("estimator")
+    )
+    return (d_features, d_attention, *(None for _ in rest))
+
+
+tf.no_gradient("Ats>Locate")
+tf.no_gradient("Ats>EstimatorArrays")
+
+
+def _no_second_derivative(name: str) -> None:
+    @tf.RegisterGradient(name)
+    def _(op: Any, *grads: Any) -> Any:
+        raise LookupError(f"{name.removesuffix('Grad')}: its gradient cannot be differentiated again")
+
+
+for _name in ("Ats>SampleGrad", "Ats>ExtractPatchesGrad", "Ats>ExpectationGrad"):
+    _no_second_derivative(_name)
