@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two, because compiling against PyTorch takes a gigabyte a job; make JOBS=8 where there is room.
+# Two, because compiling against TensorFlow takes a gigabyte a job; make JOBS=8 where there is room.
 JOBS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo $$cores || echo 2)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -25,6 +25,7 @@ test: install
 	$(BIN)/cmake --workflow --preset sanitize
 	$(BIN)/cmake --workflow --preset release
 	$(BIN)/python -m pytest
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -m keras
 
 install: $(VENV)/.installed
 

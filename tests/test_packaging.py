@@ -140,11 +140,15 @@ def test_the_wheel_works_with_numpy_alone(numpy_only):
     assert run(numpy_only, "-c", code).stdout.strip() == ats_core.__version__
 
 
-def test_without_pytorch_the_error_says_so(numpy_only):
-    result = run(numpy_only, "-c", "import ats_core.torch", check=False)
+@pytest.mark.parametrize(
+    "module, name",
+    [("torch", "PyTorch"), ("tensorflow", "TensorFlow"), ("keras", "Keras")],
+)
+def test_without_a_framework_the_error_says_so(numpy_only, module, name):
+    result = run(numpy_only, "-c", f"import ats_core.{module}", check=False)
     assert result.returncode != 0
     last = result.stdout.strip().splitlines()[-1]
-    assert last.startswith(("ImportError: ", "ModuleNotFoundError: ")) and "PyTorch" in last and "pip install" in last
+    assert last.startswith(("ImportError: ", "ModuleNotFoundError: ")) and name in last and "pip install" in last
 
 
 # ---- adapters compiled at first import ----
@@ -154,10 +158,10 @@ IMPORT = "import ats_core.torch, torch; print('imported', ats_core.__file__)"
 
 @pytest.fixture
 def without_adapter(tmp_path):
-    """A copy of the installed package as if PyTorch had come after it: PYTHONPATH and cache folder."""
+    """A copy of the installed package as if the frameworks had come after it: PYTHONPATH and cache folder."""
     pytest.importorskip("torch")
     copy = tmp_path / "site" / "ats_core"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "_ats_torch.so"))
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "_ats_torch.so", "_ats_tensorflow*"))
     return {"PYTHONPATH": copy.parent, "ATS_CACHE_DIR": tmp_path / "cache", "CXX": None}
 
 
@@ -221,3 +225,47 @@ def test_the_prebuilt_adapter_is_used():
     code = "import ats_core._build as b; print(b.adapter_path('torch'))"
     path = run(sys.executable, "-c", code, CXX="/nonexistent").stdout.strip()
     assert path == str(PACKAGE / "torch" / "_ats_torch.so")
+
+
+# ---- the same for TensorFlow, whose binaries serve one version each ----
+
+IMPORT_TENSORFLOW = "import ats_core.tensorflow as ats; print('drew', ats.sample([[1.0, 2.0]], 2).indices.shape)"
+
+
+def test_an_adapter_for_another_tensorflow_is_not_used(without_adapter):
+    tensorflow = pytest.importorskip("tensorflow")
+    stale = without_adapter["PYTHONPATH"] / "ats_core" / "tensorflow" / "_ats_tensorflow_2.17.0.so"
+    stale.write_bytes(b"for another version")
+    first = run(sys.executable, "-c", IMPORT_TENSORFLOW, **without_adapter).stdout.splitlines()
+    [library] = [path for path in without_adapter["ATS_CACHE_DIR"].rglob("*") if path.is_file()]
+    [said] = [line for line in first if line.startswith("ats_core: ")]
+    assert f"TensorFlow {tensorflow.__version__}" in said and str(library) in said and first[-1] == "drew (1, 2)"
+    changed = library.stat().st_mtime_ns
+    second = run(sys.executable, "-c", IMPORT_TENSORFLOW, **without_adapter).stdout.splitlines()
+    assert not [line for line in second if line.startswith("ats_core: ")] and second[-1] == "drew (1, 2)"
+    assert library.stat().st_mtime_ns == changed
+
+
+def test_a_tensorflow_adapter_that_cannot_be_built_says_why(without_adapter, tmp_path):
+    pytest.importorskip("tensorflow")
+    result = run(sys.executable, "-c", IMPORT_TENSORFLOW, check=False, **{**without_adapter, "CXX": "/nonexistent"})
+    assert "ImportError: ats_core has to compile its adapter for TensorFlow" in result.stdout
+    assert "CXX=/nonexistent" in result.stdout and "install g++" in result.stdout
+    moved = f"import tensorflow as tf; tf.__file__ = {str(tmp_path / 'tensorflow' / '__init__.py')!r}; "
+    result = run(sys.executable, "-c", moved + IMPORT_TENSORFLOW, check=False, **without_adapter)
+    assert "ImportError: " in result.stdout and f"no folder {tmp_path / 'tensorflow' / 'include'}" in result.stdout
+
+
+def test_the_prebuilt_tensorflow_adapter_is_used():
+    version = pytest.importorskip("tensorflow").__version__
+    code = "import ats_core._build as b; print(b.adapter_path('tensorflow'))"
+    path = run(sys.executable, "-c", code, CXX="/nonexistent").stdout.splitlines()[-1]
+    assert path == str(PACKAGE / "tensorflow" / f"_ats_tensorflow_{version}.so")
+
+
+def test_an_old_tensorflow_is_refused():
+    pytest.importorskip("tensorflow")
+    code = "import tensorflow as tf; tf.__version__ = '2.17.1'; import ats_core.tensorflow"
+    result = run(sys.executable, "-c", code, check=False)
+    assert "ImportError: ats_core.tensorflow needs TensorFlow 2.18 or newer" in result.stdout
+    assert "2.17.1" in result.stdout

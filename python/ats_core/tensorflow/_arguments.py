@@ -69,7 +69,7 @@ def to_shape(name: str, shape: Shape, axes: int) -> Tensor:
 
 def count_axes(name: str, shape: Shape) -> int:
     """How many axes a shape has."""
-    if isinstance(shape, tf.TensorShape) or isinstance(shape, (tuple, list)):
+    if isinstance(shape, (tf.TensorShape, tuple, list)):
         return len(shape)
     if tf.is_tensor(shape):
         if shape.shape.rank == 0:
@@ -110,7 +110,7 @@ def to_channels(name: str, values: Channels, image: Tensor, axis: int) -> Tensor
     count = numbers.shape.num_elements()
     if count == 1:
         return tf.fill((tf.shape(image)[axis],), tf.reshape(numbers, ()))
-    if numbers.shape.rank not in (None, 1) or None not in (count, channels) and count != channels:
+    if numbers.shape.rank not in (None, 1) or (None not in (count, channels) and count != channels):
         raise ValueError(f"{name}: must be {what}, got shape {tuple(numbers.shape)}")
     return numbers
 
@@ -124,9 +124,7 @@ def to_dtype(dtype: Any) -> Any:
 
 def to_name(name: str, value: Any) -> str:
     """A string for an attribute. The core knows which ones it takes."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name}: must be a name, got {value!r}")
-    return value
+    return value if isinstance(value, str) else repr(value)
 
 
 def is_channels_first(data_format: str) -> bool:

@@ -197,7 +197,7 @@ def extract_patches(
         "std": std,
         "channels_first": channels_first,
     }
-    if not isinstance(image, (list, tuple)) or len(levels) == 1 and not _is_array(image[0]):
+    if not isinstance(image, (list, tuple)) or (len(levels) == 1 and not _is_array(image[0])):
         check_rank("image", levels[0], axes, channels_first)
         return _extract(levels[0], origins, patch, scales=to_scales(scales), **options)
     if scales is not None:
