@@ -16,7 +16,7 @@ from ats_core import _arguments
 
 Tensor: TypeAlias = Any  # tf.Tensor: TensorFlow has no types to check against
 Sizes: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
-Shape: TypeAlias = Sizes | Tensor
+Shape: TypeAlias = Any  # Sizes, a tf.TensorShape, a tensor, or a sequence with tensors in it
 Rng: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Tensor | None
 Channels: TypeAlias = float | ArrayLike | Tensor | None
 
@@ -42,15 +42,22 @@ def to_rng(rng: Rng) -> Tensor:
     if rng is None:
         return tf.random.uniform((2,), 0, 2**63 - 1, tf.int64)
     if tf.is_tensor(rng):
-        return tf.convert_to_tensor(rng)  # the operation checks shape and dtype
+        return to_tensor("rng", rng)  # the operation checks shape and dtype
     if isinstance(rng, (tuple, list)) and len(rng) == 2 and any(map(tf.is_tensor, rng)):
         return tf.stack([to_integers("rng", number) for number in rng])
     return tf.constant(_arguments.to_rng(rng))
 
 
+def is_single(value: Any) -> bool:
+    """An integer, and no sequence of them (an array has an __index__ too)."""
+    return isinstance(value, SupportsIndex) and getattr(value, "ndim", 0) == 0
+
+
 def to_sizes(name: str, sizes: Sizes, axes: int | None = None) -> list[int]:
     """Sizes as Python ints, one a spatial axis; a single one stands for each of `axes`."""
     if isinstance(sizes, tf.TensorShape):
+        if not sizes.is_fully_defined():
+            raise ValueError(f"{name}: must be known, got {sizes} (where it may be a tensor: tf.shape of the tensor)")
         sizes = sizes.as_list()
     return _arguments.to_ints(name, sizes, axes)
 
@@ -69,7 +76,7 @@ def to_shape(name: str, shape: Shape, axes: int) -> Tensor:
 
 def count_axes(name: str, shape: Shape) -> int:
     """How many axes a shape has."""
-    if isinstance(shape, (tf.TensorShape, tuple, list)):
+    if isinstance(shape, (tuple, list)):
         return len(shape)
     if tf.is_tensor(shape):
         if shape.shape.rank == 0:
@@ -77,9 +84,7 @@ def count_axes(name: str, shape: Shape) -> int:
         if shape.shape.rank != 1 or shape.shape[0] is None:
             raise ValueError(f"{name}: must be a vector of known length, got a tensor of shape {shape.shape}")
         return int(shape.shape[0])
-    if isinstance(shape, SupportsIndex) and getattr(shape, "ndim", 0) == 0:
-        return 1
-    return len(to_sizes(name, shape))
+    return 1 if is_single(shape) else len(to_sizes(name, shape))
 
 
 def to_scales(scales: Sequence[SupportsIndex] | None) -> list[int]:
@@ -97,12 +102,15 @@ def to_channels(name: str, values: Channels, image: Tensor, axis: int) -> Tensor
         return tf.zeros((0,), tf.float64)
     channels = image.shape[axis]
     what = f"a number or one a channel ({'unknown yet' if channels is None else channels})"
-    if tf.is_tensor(values) and not hasattr(values, "numpy"):  # of a graph
-        numbers = tf.cast(values, tf.float64)
+    if tf.is_tensor(values) and not tf.executing_eagerly():
+        numbers = to_tensor(name, values)
+        if not (numbers.dtype.is_floating or numbers.dtype.is_integer):
+            raise TypeError(f"{name}: must be {what}, got {values!r}")
+        numbers = tf.cast(numbers, tf.float64)
     else:
         try:
             numbers = np.asarray(values, np.float64)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, NotImplementedError):  # the last: tensors of a graph in a list
             raise TypeError(f"{name}: must be {what}, got {values!r}") from None
         if isinstance(values, (str, bytes)) or np.asarray(values).dtype.kind not in "iuf":
             raise TypeError(f"{name}: must be {what}, got {values!r}")

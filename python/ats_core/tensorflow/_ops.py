@@ -1,4 +1,3 @@
-# mypy: allow-untyped-decorators
 """The operations of bindings/tensorflow as Python functions, and their gradients, which are operations of the core too."""
 
 from __future__ import annotations
@@ -19,10 +18,12 @@ except ImportError:  # private: without it the message is TensorFlow's own
         return False
 
 
-def _refused_by_xla(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """Say so where the graph is made, which TensorFlow would only do after it, from inside its compiler."""
+def _operation(name: str) -> Callable[..., Any]:
+    """The operation; where XLA would compile it that is refused while the graph is made, not by TensorFlow's compiler."""
+    operation = getattr(_library, name)
 
     @functools.wraps(operation)
+    @tf.autograph.experimental.do_not_convert  # TensorFlow made the operation's code, AutoGraph would warn of it
     def call(*args: Any, **options: Any) -> Any:
         if not tf.executing_eagerly() and _compiles_with_xla(tf.compat.v1.get_default_graph()):
             raise NotImplementedError(
@@ -35,15 +36,12 @@ def _refused_by_xla(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _library = tf.load_op_library(adapter_path("tensorflow"))
-sample = _refused_by_xla(_library.ats_sample)
-topk = _refused_by_xla(_library.ats_top_k)
-locate = _refused_by_xla(_library.ats_locate)
-extract_patches = _refused_by_xla(_library.ats_extract_patches)
-expectation = _refused_by_xla(_library.ats_expectation)
-estimator_arrays = _refused_by_xla(_library.ats_estimator_arrays)
-sample_grad = _library.ats_sample_grad
-extract_patches_grad = _library.ats_extract_patches_grad
-expectation_grad = _library.ats_expectation_grad
+sample, sample_grad = _operation("ats_sample"), _operation("ats_sample_grad")
+topk = _operation("ats_top_k")
+locate = _operation("ats_locate")
+extract_patches, extract_patches_grad = _operation("ats_extract_patches"), _operation("ats_extract_patches_grad")
+expectation, expectation_grad = _operation("ats_expectation"), _operation("ats_expectation_grad")
+estimator_arrays = _operation("ats_estimator_arrays")
 
 
 def _draws_gradient(op: Any, grad: Any) -> Any:
@@ -86,7 +84,7 @@ tf.no_gradient("Ats>EstimatorArrays")
 def _no_second_derivative(name: str) -> None:
     @tf.RegisterGradient(name)
     def _(op: Any, *grads: Any) -> Any:
-        raise LookupError(f"{name.removesuffix('Grad')}: its gradient cannot be differentiated again")
+        raise NotImplementedError(f"{name.removesuffix('Grad')}: its gradient cannot be differentiated again")
 
 
 for _name in ("Ats>SampleGrad", "Ats>ExtractPatchesGrad", "Ats>ExpectationGrad"):

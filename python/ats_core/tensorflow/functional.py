@@ -19,6 +19,7 @@ from ._arguments import (
     check_rank,
     count_axes,
     is_channels_first,
+    is_single,
     to_channels,
     to_dtype,
     to_integers,
@@ -183,28 +184,28 @@ def extract_patches(
     """
     channels_first = is_channels_first(data_format)
     origins = to_integers("origins", origins)
-    if isinstance(image, (list, tuple)) and len(image) and all(map(_is_array, image)):
-        levels = [to_tensor(f"image[{i}]", level) for i, level in enumerate(image)]
-    else:
-        levels = [to_tensor("image", image)]
+    pyramid = isinstance(image, (list, tuple)) and all(map(_is_array, image))
+    levels = [to_tensor(f"image[{i}]", x) for i, x in enumerate(image)] if pyramid else [to_tensor("image", image)]
+    if len(levels) == 0:
+        raise ValueError("image: a pyramid needs at least one level")
     axes = _spatial_axes(origins, levels[0], patch_size)
     patch = to_sizes("patch_size", patch_size, axes)
     options = {
         "padding": to_name("padding", padding),
         "fill": to_float("fill", fill),
-        "dtype": to_dtype(dtype),
+        "dtype": to_dtype(dtype) or _patches_dtype(levels[0], mean, std),
         "mean": mean,
         "std": std,
         "channels_first": channels_first,
     }
-    if not isinstance(image, (list, tuple)) or (len(levels) == 1 and not _is_array(image[0])):
+    if not pyramid:
         check_rank("image", levels[0], axes, channels_first)
         return _extract(levels[0], origins, patch, scales=to_scales(scales), **options)
     if scales is not None:
         raise ValueError("scales: a pyramid has one scale a level already; leave scales out")
     _check_pyramid(levels, axes, channels_first)
     first = 2 if channels_first else 1
-    patches = []
+    patches: list[Tensor] = []
     for level in levels:
         there = origins
         if patches:
@@ -245,9 +246,12 @@ def extract_patches_backward(
     if not result.is_floating:
         raise ValueError(f"dtype: must be floating, got {result}")
     rank = count_axes("image_shape", image_shape)
-    axes = rank - 2 if origins.shape.rank is None or origins.shape[-1] is None else int(origins.shape[-1])
+    axes = _axes_of_origins(origins) or rank - 2
     if rank != axes + 2 or axes not in (1, 2, 3):
         raise ValueError(f"image_shape: must have {axes + 2} sizes: batch, channels and {axes} spatial, got {rank}")
+    if grad.shape.rank not in (None, rank + 1 + (scales is not None)):
+        layout = f"(B, n, {'S, ' * (scales is not None)}{'C, *patch' if channels_first else '*patch, C'})"
+        raise ValueError(f"grad: must be {layout} with {axes} spatial axes, got {tuple(grad.shape)}")
     channels = 2 + (scales is not None) if channels_first else -1
     return _ops.extract_patches_grad(
         grad,
@@ -344,16 +348,29 @@ def _is_array(value: Any) -> bool:
 
 def _spatial_axes(origins: Tensor, image: Tensor, patch_size: Sizes) -> int:
     """How many spatial axes there are, from whatever is known while a graph is made."""
-    if origins.shape.rank is not None:
-        if origins.shape.rank != 3 or origins.shape[2] not in (None, 1, 2, 3):
-            shape = tuple(origins.shape)
-            raise ValueError(f"origins: must be (B, n, D) with D = 1, 2 or 3 spatial axes, got {shape}")
-        if origins.shape[2] is not None:
-            return int(origins.shape[2])
-    axes = count_axes("patch_size", patch_size) if image.shape.rank is None else image.shape.rank - 2
+    axes = _axes_of_origins(origins)
+    if axes is not None:
+        return axes
+    if image.shape.rank is not None:
+        if image.shape.rank not in (3, 4, 5):
+            raise ValueError(f"image: must have 1, 2 or 3 spatial axes, got {tuple(image.shape)}")
+        return int(image.shape.rank) - 2
+    axes = 0 if is_single(patch_size) else len(to_sizes("patch_size", patch_size))
     if axes not in (1, 2, 3):
-        raise ValueError(f"image: must have 1, 2 or 3 spatial axes, got {tuple(image.shape)}")
+        raise ValueError(
+            f"patch_size: must have 1, 2 or 3 values, one a spatial axis (which neither image nor origins tells here), "
+            f"got {patch_size!r}"
+        )
     return axes
+
+
+def _axes_of_origins(origins: Tensor) -> int | None:
+    if origins.shape.rank is None:
+        return None
+    if origins.shape.rank != 3 or origins.shape[2] not in (None, 1, 2, 3):
+        shape = tuple(origins.shape)
+        raise ValueError(f"origins: must be (B, n, D) with D = 1, 2 or 3 spatial axes, got {shape}")
+    return None if origins.shape[2] is None else int(origins.shape[2])
 
 
 def _check_pyramid(levels: Sequence[Tensor], axes: int, channels_first: bool) -> None:
@@ -384,8 +401,6 @@ def _extract(
     std: Channels,
     channels_first: bool,
 ) -> Tensor:
-    if dtype is None and not (mean is None and std is None) and not image.dtype.is_floating:
-        dtype = tf.float32
     channels = 1 if channels_first else -1
     return _ops.extract_patches(
         image,
@@ -397,8 +412,14 @@ def _extract(
         scales=scales,
         padding=padding,
         channels_first=channels_first,
-        dtype=dtype or image.dtype,
+        dtype=dtype,
     )
+
+
+def _patches_dtype(image: Tensor, mean: Channels, std: Channels) -> Any:
+    """That of the image, but for an integer image that is normalised."""
+    normalised = mean is not None or std is not None
+    return tf.float32 if normalised and not image.dtype.is_floating else image.dtype
 
 
 def _origins_in_level(origins: Tensor, patch: Sequence[int], finest: Tensor, level: Tensor) -> Tensor:
