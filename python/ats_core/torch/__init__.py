@@ -34,8 +34,10 @@ from .modules import (
     SamplePatches,
     SampleSoftmax,
 )
+from .monitor import AttentionMonitor
 
 __all__ = [
+    "AttentionMonitor",
     "AttentionSampling",
     "AttentionSamplingOutput",
     "Expectation",
