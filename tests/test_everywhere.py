@@ -138,7 +138,7 @@ def in_tensorflow(case):
 
 
 def in_keras(case):
-    keras = pytest.importorskip("keras")
+    keras = pytest.importorskip("keras", exc_type=ImportError)
     ats = importlib.import_module("ats_core.keras")
     ops = keras.ops
     layer = ats.SamplePatches(

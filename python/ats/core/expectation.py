@@ -1,0 +1,5 @@
+"""Estimates from samples."""
+
+from ats_core.keras import expected
+
+__all__ = ["expected"]

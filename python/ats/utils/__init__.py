@@ -1,0 +1,1 @@
+"""Layers, regularisers and sequences of data."""
