@@ -84,7 +84,9 @@ void extract_patches_grad(OpKernelContext* context, const PatchesOptions& given)
   wanted.ndim = static_cast<int32_t>(image_shape.size());
   wanted.dtype = options.dtype;
   copy_sizes("image_shape", image_shape, wanted.shape, static_cast<size_t>(options.spatial) + 2);
-  require(*std::min_element(image_shape.begin(), image_shape.end()) >= 0, "image_shape: must not be negative");
+  TensorShape possible;
+  require(TensorShape::BuildTensorShape(image_shape, &possible).ok(),
+          "image_shape: must not be negative, nor have too many elements for 64 bits");
   if (given.channels_first) {
     ats::move_axis(grad.view, 2 + (options.n_scales > 0), grad.view.ndim - 1);
     ats::move_axis(wanted, 1, wanted.ndim - 1);
@@ -112,7 +114,9 @@ void expectation(OpKernelContext* context, const EstimatorOption& option) {
 void expectation_grad(OpKernelContext* context, const EstimatorOption& option) {
   const Input grad(context, 0, "grad"), features(context, 1, "features"), attention(context, 2, "attention");
   const OptionalInput threshold(context, "threshold"), weights(context, "weights");
+  ats_tensor expected{};
   size_t bytes = 0;
+  check(ats_expectation_shape(features, attention, threshold, weights, option.estimator, &expected));
   check(ats_expectation_backward_workspace(attention, &bytes));
   const Output d_features(context, 0, features.view), d_attention(context, 1, attention.view);
   check(ats_expectation_backward(grad, features, attention, threshold, weights, option.estimator, d_features,

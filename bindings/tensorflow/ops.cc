@@ -5,7 +5,6 @@
 #include <tensorflow/core/framework/shape_inference.h>
 
 #include <optional>
-#include <tuple>
 
 #include "options.h"
 
@@ -24,16 +23,17 @@ absl::Status shape_function(InferenceContext* context) {
   return absl::OkStatus();
 }
 
-// The description of an input, sizes -1 where unknown; nothing when not even the number of axes is known.
-std::optional<ats_tensor> described(InferenceContext* context, int number, DataType dtype) {
+// The description of an input, sizes -1 where unknown. Where not even the number of axes is known it has `axes`, with
+// which the rest is checked and what follows from it is known.
+ats_tensor described(InferenceContext* context, int number, const char* name, const char* type, int axes) {
   const auto shape = context->input(number);
-  if (!context->RankKnown(shape)) return std::nullopt;
+  const bool known = context->RankKnown(shape);
   ats_tensor view{};
-  view.ndim = context->Rank(shape);
-  view.dtype = core_dtype(dtype);
-  require(view.ndim <= ATS_MAX_DIMS, "a tensor has " + std::to_string(view.ndim) + " axes, at most " +
-                                         std::to_string(ATS_MAX_DIMS) + " are taken");
-  for (int axis = 0; axis < view.ndim; ++axis) view.shape[axis] = context->Value(context->Dim(shape, axis));
+  view.ndim = known ? context->Rank(shape) : axes;
+  view.dtype = core_dtype(attribute<DataType>(context, type));
+  check_axes(name, view.ndim);
+  for (int axis = 0; axis < view.ndim; ++axis)
+    view.shape[axis] = known ? context->Value(context->Dim(shape, axis)) : -1;
   ats::set_strides(view);
   return view;
 }
@@ -46,19 +46,14 @@ void set_output(InferenceContext* context, int number, ats_tensor wanted, int sp
   context->set_output(number, context->MakeShape(sizes));
 }
 
-void set_unknown(InferenceContext* context) {
-  for (int i = 0; i < context->num_outputs(); ++i) context->set_output(i, context->UnknownShape());
-}
-
 // ---- shape functions ----
 
 template <typename Options, typename Shape>
 void draw_shape(InferenceContext* context, Shape shape) {
-  const auto attention = described(context, 0, attribute<DataType>(context, "T"));
-  if (!attention) return set_unknown(context);
+  const ats_tensor attention = described(context, 0, "attention", "T", 2);
   const Options options(context);
   ats_tensor wanted[4] = {};
-  check(shape(&*attention, &options.core, &wanted[0], &wanted[1], &wanted[2], &wanted[3]));
+  check(shape(&attention, &options.core, &wanted[0], &wanted[1], &wanted[2], &wanted[3]));
   const int order[4] = {1, 0, 2, 3};
   for (int i = 0; i < 4; ++i) set_output(context, i, wanted[order[i]]);
 }
@@ -72,36 +67,33 @@ void shape_of_input(InferenceContext* context) {
   context->set_output(0, context->input(Number));
 }
 
-// The sizes in an input if they are known by now, otherwise ones that no rule refuses.
-Sizes known_sizes(InferenceContext* context, int number, const Sizes& otherwise) {
+// The sizes in an input if they are known by now.
+std::optional<Sizes> known_sizes(InferenceContext* context, int number) {
   const Tensor* tensor = context->input_tensor(number);
-  if (!tensor || tensor->dims() != 1 || tensor->dtype() != tensorflow::DT_INT64) return otherwise;
+  if (!tensor || tensor->dims() != 1 || tensor->dtype() != tensorflow::DT_INT64) return std::nullopt;
   const auto values = tensor->vec<int64_t>();
   return Sizes(values.data(), values.data() + values.size());
 }
 
 void locate_shape(InferenceContext* context) {
-  const auto indices = described(context, 0, attribute<DataType>(context, "T"));
-  if (!indices) return set_unknown(context);
-  const LocateOptions given(context);
-  Sizes above = given.receptive_field;
-  for (int64_t& size : above) ++size;
-  const Sizes ones(given.patch.size(), 1);
-  const ats_locate_options options =
-      given.core(known_sizes(context, 1, ones), known_sizes(context, 2, above), known_sizes(context, 3, ones));
+  const ats_tensor indices = described(context, 0, "indices", "T", 2);
+  LocateOptions given(context);
+  const Sizes ones(given.patch.size(), 1);  // no rule refuses them, but for a receptive field
+  const auto grid = known_sizes(context, 1), low = known_sizes(context, 2), image = known_sizes(context, 3);
+  if (!low) std::fill(given.receptive_field.begin(), given.receptive_field.end(), 0);
+  const ats_locate_options options = given.core(grid.value_or(ones), low.value_or(ones), image.value_or(ones));
   ats_tensor wanted{};
-  check(ats_locate_shape(&*indices, &options, &wanted));
+  check(ats_locate_shape(&indices, &options, &wanted));
   set_output(context, 0, wanted);
 }
 
 void extract_patches_shape(InferenceContext* context) {
-  auto image = described(context, 0, attribute<DataType>(context, "T"));
-  auto origins = described(context, 1, attribute<DataType>(context, "I"));
-  if (!image || !origins) return set_unknown(context);
   const PatchesOptions options(context);
-  if (options.channels_first) ats::move_axis(*image, 1, image->ndim - 1);
+  ats_tensor image = described(context, 0, "image", "T", options.core.spatial + 2);
+  const ats_tensor origins = described(context, 1, "origins", "I", 3);
+  if (options.channels_first) ats::move_axis(image, 1, image.ndim - 1);
   ats_tensor wanted{};
-  check(ats_extract_patches_shape(&*image, &*origins, &options.core, &wanted));
+  check(ats_extract_patches_shape(&image, &origins, &options.core, &wanted));
   set_output(context, 0, wanted, options.channels_first ? options.core.spatial : 0);
 }
 
@@ -114,28 +106,22 @@ void extract_patches_grad_shape(InferenceContext* context) {
 // The optional inputs of an estimator, which begin at `first` in the list of inputs: threshold, then weights.
 struct DescribedOptions {
   std::optional<ats_tensor> threshold, weights;
-  bool known = true;
   DescribedOptions(InferenceContext* context, int first) {
-    for (const auto& [count, dtype, view] :
-         {std::tuple("n_threshold", "H", &threshold), std::tuple("n_weights", "W", &weights)})
-      if (attribute<int64_t>(context, count) > 0) {
-        *view = described(context, first++, attribute<DataType>(context, dtype));
-        known = known && view->has_value();
-      }
+    if (attribute<int64_t>(context, "n_threshold") > 0) threshold = described(context, first++, "threshold", "H", 1);
+    if (attribute<int64_t>(context, "n_weights") > 0) weights = described(context, first, "weights", "W", 1);
   }
   static View pointer(const std::optional<ats_tensor>& view) { return view ? &*view : nullptr; }
 };
 
 void expectation_shape(InferenceContext* context) {
-  const auto real = attribute<DataType>(context, "R");
-  const auto features = described(context, 0, attribute<DataType>(context, "T")),
-             attention = described(context, 1, real);
+  const ats_tensor features = described(context, 0, "features", "T", 2),
+                   attention = described(context, 1, "attention", "R", 2);
   const DescribedOptions options(context, 2);
-  if (!features || !attention || !options.known) return set_unknown(context);
   ats_tensor wanted{};
-  check(ats_expectation_shape(&*features, &*attention, options.pointer(options.threshold),
+  check(ats_expectation_shape(&features, &attention, options.pointer(options.threshold),
                               options.pointer(options.weights), EstimatorOption(context).estimator, &wanted));
-  set_output(context, 0, wanted);
+  if (context->RankKnown(context->input(0))) set_output(context, 0, wanted);
+  else context->set_output(0, context->UnknownShape());
 }
 
 void expectation_grad_shape(InferenceContext* context) {
@@ -144,12 +130,10 @@ void expectation_grad_shape(InferenceContext* context) {
 }
 
 void estimator_arrays_shape(InferenceContext* context) {
-  const auto real = attribute<DataType>(context, "R");
-  const auto attention = described(context, 0, real);
+  const ats_tensor attention = described(context, 0, "attention", "R", 2);
   const DescribedOptions options(context, 1);
-  if (!attention || !options.known) return set_unknown(context);
   ats_tensor wanted[2] = {};
-  check(ats_estimator_arrays_shape(&*attention, options.pointer(options.threshold), options.pointer(options.weights),
+  check(ats_estimator_arrays_shape(&attention, options.pointer(options.threshold), options.pointer(options.weights),
                                    EstimatorOption(context).estimator, &wanted[0], &wanted[1]));
   set_output(context, 0, wanted[0]);
   set_output(context, 1, wanted[1]);

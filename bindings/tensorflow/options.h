@@ -37,6 +37,11 @@ inline void require(bool condition, const std::string& message) {
   if (!condition) throw Failure{absl::InvalidArgumentError(message)};
 }
 
+inline void check_axes(const std::string& name, int axes) {
+  require(axes <= ATS_MAX_DIMS,
+          name + ": has " + std::to_string(axes) + " axes, at most " + std::to_string(ATS_MAX_DIMS) + " are taken");
+}
+
 // ---- dtypes: TensorFlow's code for each ats_dtype, in that enumeration's order ----
 
 constexpr std::array<DataType, ATS_INT64 + 1> kDtypes = {

@@ -26,8 +26,7 @@ struct Input {
 
   Input(OpKernelContext* context, int number, const std::string& name) {
     const Tensor& tensor = context->input(number);
-    require(tensor.dims() <= ATS_MAX_DIMS, name + ": has " + std::to_string(tensor.dims()) + " axes, at most " +
-                                               std::to_string(ATS_MAX_DIMS) + " are taken");
+    check_axes(name, tensor.dims());
     view.data = tensor.data();
     view.ndim = tensor.dims();
     view.dtype = core_dtype(tensor.dtype());

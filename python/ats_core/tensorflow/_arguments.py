@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
-import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
@@ -25,9 +24,9 @@ _NARROWER = (tf.int32, tf.int16, tf.int8, tf.uint8, tf.uint16, tf.uint32)  # all
 
 def to_tensor(name: str, value: Any, dtype: Any = None) -> Tensor:
     """A tensor; Python numbers take `dtype`."""
-    try:
-        return tf.convert_to_tensor(value, dtype_hint=dtype)
-    except (TypeError, ValueError, tf.errors.OpError) as error:
+    try:  # TensorFlow would cast an array to what is but a hint
+        return tf.convert_to_tensor(value, dtype_hint=None if hasattr(value, "dtype") else dtype)
+    except (TypeError, ValueError, SystemError, tf.errors.OpError) as error:  # of all kinds for lists that mix things
         raise TypeError(f"{name}: cannot be made a tensor: {error}") from None
 
 
@@ -44,8 +43,19 @@ def to_rng(rng: Rng) -> Tensor:
     if tf.is_tensor(rng):
         return to_tensor("rng", rng)  # the operation checks shape and dtype
     if isinstance(rng, (tuple, list)) and len(rng) == 2 and any(map(tf.is_tensor, rng)):
-        return tf.stack([to_integers("rng", number) for number in rng])
+        pair = [to_integers("rng", number) for number in rng]
+        if any(number.dtype != tf.int64 or number.shape.rank not in (None, 0) for number in pair):
+            raise TypeError(f"rng: must be two integers, got {rng!r}")
+        return tf.stack(pair)
     return tf.constant(_arguments.to_rng(rng))
+
+
+def to_int(name: str, value: SupportsIndex) -> int:
+    """An int of 64 bits."""
+    try:
+        return _arguments.to_int(name, value)
+    except AttributeError:  # as in to_sizes
+        raise TypeError(f"{name}: must be an integer, got {value!r}") from None
 
 
 def is_single(value: Any) -> bool:
@@ -59,7 +69,10 @@ def to_sizes(name: str, sizes: Sizes, axes: int | None = None) -> list[int]:
         if not sizes.is_fully_defined():
             raise ValueError(f"{name}: must be known, got {sizes} (where it may be a tensor: tf.shape of the tensor)")
         sizes = sizes.as_list()
-    return _arguments.to_ints(name, sizes, axes)
+    try:
+        return _arguments.to_ints(name, sizes, axes)
+    except AttributeError:  # from TensorFlow's tensors that hold no integer
+        raise TypeError(f"{name}: must be integers, got {sizes!r}") from None
 
 
 def to_shape(name: str, shape: Shape, axes: int) -> Tensor:
@@ -67,6 +80,8 @@ def to_shape(name: str, shape: Shape, axes: int) -> Tensor:
     if not tf.is_tensor(shape) and not (isinstance(shape, (tuple, list)) and any(map(tf.is_tensor, shape))):
         return tf.constant(to_sizes(name, shape, axes), tf.int64)
     sizes = to_integers(name, shape)
+    if sizes.dtype != tf.int64:
+        raise TypeError(f"{name}: must be integers, got a tensor of {sizes.dtype.name}")
     if sizes.shape.rank == 0:
         sizes = tf.fill((axes,), sizes)
     if not sizes.shape.is_compatible_with((axes,)):
@@ -102,19 +117,10 @@ def to_channels(name: str, values: Channels, image: Tensor, axis: int) -> Tensor
         return tf.zeros((0,), tf.float64)
     channels = image.shape[axis]
     what = f"a number or one a channel ({'unknown yet' if channels is None else channels})"
-    if tf.is_tensor(values) and not tf.executing_eagerly():
-        numbers = to_tensor(name, values)
-        if not (numbers.dtype.is_floating or numbers.dtype.is_integer):
-            raise TypeError(f"{name}: must be {what}, got {values!r}")
-        numbers = tf.cast(numbers, tf.float64)
-    else:
-        try:
-            numbers = np.asarray(values, np.float64)
-        except (TypeError, ValueError, OverflowError, NotImplementedError):  # the last: tensors of a graph in a list
-            raise TypeError(f"{name}: must be {what}, got {values!r}") from None
-        if isinstance(values, (str, bytes)) or np.asarray(values).dtype.kind not in "iuf":
-            raise TypeError(f"{name}: must be {what}, got {values!r}")
-        numbers = tf.constant(numbers)
+    numbers = to_tensor(name, values, tf.float64)
+    if not (numbers.dtype.is_floating or numbers.dtype.is_integer):
+        raise TypeError(f"{name}: must be {what}, got {values!r}")
+    numbers = tf.cast(numbers, tf.float64)
     count = numbers.shape.num_elements()
     if count == 1:
         return tf.fill((tf.shape(image)[axis],), tf.reshape(numbers, ()))
@@ -128,11 +134,6 @@ def to_dtype(dtype: Any) -> Any:
         return None if dtype is None else tf.as_dtype(dtype)
     except TypeError:
         raise TypeError(f"dtype: must be a tf.DType, got {dtype!r}") from None
-
-
-def to_name(name: str, value: Any) -> str:
-    """A string for an attribute. The core knows which ones it takes."""
-    return value if isinstance(value, str) else repr(value)
 
 
 def is_channels_first(data_format: str) -> bool:

@@ -23,7 +23,6 @@ def _operation(name: str) -> Callable[..., Any]:
     operation = getattr(_library, name)
 
     @functools.wraps(operation)
-    @tf.autograph.experimental.do_not_convert  # TensorFlow made the operation's code, AutoGraph would warn of it
     def call(*args: Any, **options: Any) -> Any:
         if not tf.executing_eagerly() and _compiles_with_xla(tf.compat.v1.get_default_graph()):
             raise NotImplementedError(

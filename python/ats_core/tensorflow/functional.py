@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import tensorflow as tf
 
-from ats_core._arguments import to_bool, to_float, to_int
+from ats_core._arguments import to_bool, to_float, to_name
 
 from . import _ops
 from ._arguments import (
@@ -22,14 +22,17 @@ from ._arguments import (
     is_single,
     to_channels,
     to_dtype,
+    to_int,
     to_integers,
-    to_name,
     to_rng,
     to_scales,
     to_shape,
     to_sizes,
     to_tensor,
 )
+
+# Conditions here are about Python's values. AutoGraph would make tensors of some, and fail to read the operations' code.
+plain_python = tf.autograph.experimental.do_not_convert
 
 
 class Samples(NamedTuple):
@@ -48,6 +51,7 @@ class Samples(NamedTuple):
     threshold: Tensor
 
 
+@plain_python
 def sample(
     attention: Tensor, n: SupportsIndex, *, replace: bool = False, logits: bool = False, rng: Rng = None
 ) -> Samples:
@@ -85,6 +89,7 @@ def sample(
     return Samples(indices, probabilities, threshold)
 
 
+@plain_python
 def topk(attention: Tensor, n: SupportsIndex, *, logits: bool = False) -> Samples:
     """The n largest cells a row, largest first, ties to the lower index: deterministic inference.
 
@@ -97,6 +102,7 @@ def topk(attention: Tensor, n: SupportsIndex, *, logits: bool = False) -> Sample
     return Samples(indices, probabilities, threshold)
 
 
+@plain_python
 def patch_origins(
     indices: Tensor,
     grid: Shape,
@@ -142,6 +148,7 @@ def patch_origins(
     )
 
 
+@plain_python
 def extract_patches(
     image: Tensor | Sequence[Tensor],
     origins: Tensor,
@@ -191,7 +198,7 @@ def extract_patches(
     axes = _spatial_axes(origins, levels[0], patch_size)
     patch = to_sizes("patch_size", patch_size, axes)
     options = {
-        "padding": to_name("padding", padding),
+        "padding": to_name(padding),
         "fill": to_float("fill", fill),
         "dtype": to_dtype(dtype) or _patches_dtype(levels[0], mean, std),
         "mean": mean,
@@ -214,6 +221,7 @@ def extract_patches(
     return tf.stack(patches, 2)
 
 
+@plain_python
 def extract_patches_backward(
     grad: Tensor,
     origins: Tensor,
@@ -260,12 +268,13 @@ def extract_patches_backward(
         to_channels("std", std, grad, channels),
         patch_size=to_sizes("patch_size", patch_size, axes),
         scales=to_scales(scales),
-        padding=to_name("padding", padding),
+        padding=to_name(padding),
         channels_first=channels_first,
         dtype=result,
     )
 
 
+@plain_python
 def expectation(
     features: Tensor,
     attention: Tensor,
@@ -294,10 +303,11 @@ def expectation(
     """
     features, attention = to_tensor("features", features), to_tensor("attention", attention)
     return _ops.expectation(
-        features, attention, *_optional(attention, threshold, weights), estimator=to_name("estimator", estimator)
+        features, attention, *_optional(attention, threshold, weights), estimator=to_name(estimator)
     )
 
 
+@plain_python
 def expectation_backward(
     grad: Tensor,
     features: Tensor,
@@ -311,11 +321,12 @@ def expectation_backward(
     grad, features = to_tensor("grad", grad), to_tensor("features", features)
     attention = to_tensor("attention", attention)
     d_features, d_attention = _ops.expectation_grad(
-        grad, features, attention, *_optional(attention, threshold, weights), estimator=to_name("estimator", estimator)
+        grad, features, attention, *_optional(attention, threshold, weights), estimator=to_name(estimator)
     )
     return d_features, d_attention
 
 
+@plain_python
 def estimator_arrays(
     attention: Tensor, estimator: str = "murthy", *, threshold: Tensor | None = None, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -324,9 +335,7 @@ def estimator_arrays(
     ``expectation = sum_i c_i f_i`` and ``d_attention_i = sum_j M_ij <f_j, grad>``. Args and errors as for `expectation`.
     """
     attention = to_tensor("attention", attention)
-    c, m = _ops.estimator_arrays(
-        attention, *_optional(attention, threshold, weights), estimator=to_name("estimator", estimator)
-    )
+    c, m = _ops.estimator_arrays(attention, *_optional(attention, threshold, weights), estimator=to_name(estimator))
     return c, m
 
 
