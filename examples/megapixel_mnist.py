@@ -2,29 +2,43 @@
 
     python megapixel_mnist.py --out demo-output                                      # 200 x 200, a few minutes
     python megapixel_mnist.py --out mnist --digits mnist --digits-file mnist.npz     # the real digits
+    KERAS_BACKEND=tensorflow python megapixel_mnist.py --out keras-output --backend keras
 
 Ctrl-C stops it; the same command with --resume goes on after the last whole epoch. The output folder then holds
-curves.png, overlay.png, patches.png, weights.pt, results.json and table.md, and checkpoint.pt for --resume.
+curves.png, overlay.png, patches.png, the weights, results.json and table.md, and a checkpoint for --resume.
 """
 
-import argparse
 import importlib
 import json
 import math
 import os
-import shlex
 import sys
 import time
+from argparse import BooleanOptionalAction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from command_line import OptionError, Parser, check_ranges, exit_code, make_folder, take_stored
 from megapixel_mnist_data import DIGIT, MegapixelMNIST, load_digits
 from tqdm import tqdm
 
 # Before a framework is loaded: idle OpenMP threads that spin slow everything down on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no remarks of TensorFlow about the CPU it finds
 
-BACKENDS = ["torch"]
+
+class Files(NamedTuple):
+    """Names in the output folder."""
+
+    checkpoint: str
+    weights: str
+
+
+BACKENDS = {
+    "torch": Files("checkpoint.pt", "weights.pt"),
+    "keras": Files("checkpoint.npz", "model.weights.h5"),  # Keras wants that ending
+}
 ESTIMATORS = ["murthy", "des_raj", "horvitz_thompson", "iid"]
 TEST_STREAM = 1 << 40  # first random stream of the test images; training uses those from 0 on
 AT_LEAST = {name: 1 for name in ("n_train", "n_test", "n_patches", "epochs", "batch_size", "threads")}
@@ -45,32 +59,13 @@ AT_MOST = {  # far beyond what is useful; more would end in a crash deep inside 
 NOT_TRAINING = {"out", "resume", "threads", "cost_size", "digits_file"}  # options that a resumed run may change
 
 
-class OptionError(ValueError):
-    """An option, or a combination of options, that cannot work."""
-
-
 # -------------------------------------------------------------------------------------------------------------- options
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise OptionError(message)
-
-
-def flag(name):
-    return "--" + name.replace("_", "-")
 
 
 def parser(suppress_defaults=False):
     """The command line; with `suppress_defaults` the result holds only what was typed."""
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add(name, default, text, **more):
-        if more.get("action") is None and default is not None:
-            more.setdefault("type", type(default))
-            text += f" (default: {default})"
-        p.add_argument(name, default=argparse.SUPPRESS if suppress_defaults else default, help=text, **more)
-
+    p = Parser(__doc__, suppress_defaults)
+    add = p.add
     add("--out", Path("megapixel-mnist-output"), "folder for everything that is written", metavar="FOLDER")
     add("--resume", False, "go on after the last whole epoch of the run in --out", action="store_true")
     add("--size", 200, "pixels along the side of an image")
@@ -84,13 +79,13 @@ def parser(suppress_defaults=False):
     )
     add("--n-train", 3000, "training images")
     add("--n-test", 500, "test images")
-    add("--fresh", True, "compose new training images every epoch", action=argparse.BooleanOptionalAction)
+    add("--fresh", True, "compose new training images every epoch", action=BooleanOptionalAction)
     add("--downsample", 6.0, "the attention network sees the image reduced by this factor")
     add("--patch-size", 32, "pixels along the side of a patch")
     add("--n-patches", 12, "patches sampled from an image")
     add("--estimator", "murthy", "how the samples are combined", choices=ESTIMATORS)
     add("--entropy", 0.0, "strength of the regulariser that keeps the attention spread out")
-    add("--backend", "torch", "framework", choices=BACKENDS)
+    add("--backend", "torch", "framework; keras runs on the one that KERAS_BACKEND names", choices=[*BACKENDS])
     add("--epochs", 12, "passes over the training images")
     add("--batch-size", 16, "images per optimiser step")
     add("--lr", 2e-3, "highest learning rate of Adam")
@@ -103,35 +98,30 @@ def parser(suppress_defaults=False):
 def read_options(argv):
     """Checked options, and the checkpoint to resume from or None."""
     options = parser().parse_args(argv)
-    path = options.out / "checkpoint.pt"
     checkpoint = None
-    if path.is_file():
+    for backend, files in BACKENDS.items():
+        path = options.out / files.checkpoint
+        if not path.is_file():
+            continue
+        options.backend = backend
         checkpoint = backend_module(options).read_checkpoint(path)
-        if checkpoint["options"].keys() != vars(options).keys() - NOT_TRAINING:
+        stored = checkpoint["options"]
+        if stored.keys() != vars(options).keys() - NOT_TRAINING or stored["backend"] != backend:
             raise OptionError(f"{path} is not a checkpoint of this program")
         if not options.resume:
             raise OptionError(
                 f"--out {options.out} holds a run of {len(checkpoint['history'])} epochs: "
                 "add --resume to go on, or choose another --out"
             )
-        typed = vars(parser(suppress_defaults=True).parse_args(argv))
-        for name, stored in checkpoint["options"].items():
-            if typed.get(name, stored) != stored:
-                raise OptionError(
-                    f"{flag(name)} {typed[name]} contradicts the run in {options.out}, "
-                    f"which was started with {flag(name)} {stored}"
-                )
-            setattr(options, name, stored)
+        take_stored(options, stored, vars(parser(suppress_defaults=True).parse_args(argv)))
+        break
     check_options(options)
     return options, checkpoint
 
 
 def check_options(options):
     """Raise `OptionError` for what cannot work, before any work is done."""
-    for name, most in AT_MOST.items():
-        value, least = getattr(options, name), AT_LEAST.get(name, 0)
-        if not least <= value <= most:  # NaN, too
-            raise OptionError(f"{flag(name)} must be from {least} to {most}, got {value}")
+    check_ranges(options, AT_LEAST, AT_MOST)
     if options.lr == 0:
         raise OptionError("--lr must be positive, got 0")
     if options.size < 4 * DIGIT:
@@ -161,7 +151,12 @@ def low_size(options):
 
 
 def backend_module(options):
-    return importlib.import_module(f"megapixel_mnist_{options.backend}")
+    try:
+        if options.backend == "keras":
+            importlib.import_module("ats_core.keras")  # first: it says what is wrong with a Keras that does not work
+        return importlib.import_module(f"megapixel_mnist_{options.backend}")
+    except ImportError as error:
+        raise OptionError(f"--backend {options.backend}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -184,7 +179,8 @@ class Run:
             try:
                 self.backend.restore(checkpoint["backend"])
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise ValueError(f"{options.out / 'checkpoint.pt'} is not a checkpoint of this program") from error
+                path = options.out / BACKENDS[options.backend].checkpoint
+                raise ValueError(f"{path} is not a checkpoint of this program") from error
             self.history = checkpoint["history"]
 
     def images(self, digits, n, split, epoch=0):
@@ -248,7 +244,7 @@ def report(run):
 
     options, out = run.options, run.options.out
     costs = measure.earlier_costs(options, run.history)
-    run.backend.save_weights(out / "weights.pt")
+    run.backend.save_weights(out / BACKENDS[options.backend].weights)
     figures.curves(run.history, out / "curves.png")
     rows = np.arange(min(8, len(run.test)))
     x_low, x_high, labels = run.test.batch(rows)
@@ -282,24 +278,11 @@ def write_results(run, costs):
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def last_line(error):
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
-
-
-def say_error(text):
-    print(f"megapixel_mnist.py: error: {text}", file=sys.stderr)
-
-
 def start(argv):
     """The `Run` that the command line asks for, with its output folder; bad input is an `OptionError`."""
     options, checkpoint = read_options(argv)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"--out {options.out}: {error.strerror}") from error
-    if not os.access(options.out, os.W_OK | os.X_OK):
-        raise OptionError(f"--out {options.out} is not writable")
+    backend_module(options)
+    make_folder(options.out)
     run = Run(options, checkpoint)
     if checkpoint:
         left = options.epochs - len(run.history)
@@ -309,32 +292,13 @@ def start(argv):
     return run
 
 
+def work(run):
+    run.fit(run.options.out / BACKENDS[run.options.backend].checkpoint, print_epoch)
+    report(run)
+
+
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else list(argv)
-    run = None
-    try:
-        try:
-            run = start(argv)
-        except ValueError as error:  # nothing has begun: it is the input
-            say_error(last_line(error))
-            return 2
-        run.fit(run.options.out / "checkpoint.pt", print_epoch)
-        report(run)
-    except KeyboardInterrupt:
-        again = [sys.executable, sys.argv[0], *(word for word in argv if word != "--resume"), "--resume"]
-        done = len(run.history) if run else 0
-        stopped = f"stopped after {done} whole epochs" if done else "stopped"
-        print(f"\n{stopped}; to go on:\n    {shlex.join(again)}", file=sys.stderr)
-        return 130
-    except (OptionError, OSError, MemoryError) as error:
-        say_error(last_line(error) if not isinstance(error, MemoryError) else f"out of memory: {last_line(error)}")
-        return 1
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        say_error(f"out of memory: {last_line(error)}")
-        return 1
-    return 0
+    return exit_code("megapixel_mnist.py", start, work, argv)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,14 @@ pixels is composed when it is needed, so thousands of 1500 x 1500 images fit int
 """
 
 import gzip
-import hashlib
-import http.client
 import os
-import urllib.request
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-from tqdm import tqdm
+from download import DownloadError, download
 
 DIGIT = 28  # pixels along the side of a digit, and of a line pattern
 PER_IMAGE = 5  # digits on an image
@@ -98,28 +95,10 @@ def _cached_mnist():
 
 
 def _download(url, target, sha256):
-    """Download `url` to `target` with a progress bar; the file gets its name only when it is whole and right."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    digest = hashlib.sha256()
     try:
-        with urllib.request.urlopen(url, timeout=30) as response, open(part, "wb") as file:
-            size = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=size, unit="B", unit_scale=True, desc=f"downloading {target.name}") as bar:
-                while block := response.read(1 << 16):
-                    file.write(block)
-                    digest.update(block)
-                    bar.update(len(block))
-        if digest.hexdigest() != sha256:
-            raise ValueError(f"{url}: the download's SHA-256 is {digest.hexdigest()}, expected {sha256}")
-        os.replace(part, target)
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(
-            f"could not download {url}: {error}; give the file with --digits-file, or use --digits sklearn"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+        return download(url, target, ("sha256", sha256))
+    except DownloadError as error:
+        raise ValueError(f"{error}; give the file with --digits-file, or use --digits sklearn") from error
 
 
 def _read_npz(path):

@@ -1,23 +1,23 @@
 """The Megapixel-MNIST classifier in PyTorch: the networks, and what the training loop asks of a backend."""
 
 import io
-import math
 import os
-from typing import NamedTuple
 
-import numpy as np
 import torch
+from megapixel_mnist_recipe import (
+    CLASSES,
+    FEATURE_LAYERS,
+    FEATURE_NORM,
+    FEATURES,
+    UNIFORM_SHARE,
+    WIDTH,
+    Look,
+    warmup_and_cosine,
+)
 from torch import nn
 from torch.nn import functional as F
 
 from ats_core.torch import AttentionSampling, MultinomialEntropy, SampleSoftmax
-
-CLASSES = 10
-FEATURES = 64  # length of a patch's feature vector
-WIDTH = 16  # channels of the first convolutions
-FEATURE_NORM = 32.0  # length of every feature vector, see `FeatureNetwork`
-UNIFORM_SHARE = 0.01  # part of the attention that is spread evenly, so that no cell is ever out of reach
-WARMUP_STEPS = 100
 
 
 class AttentionNetwork(nn.Sequential):
@@ -39,9 +39,6 @@ class AttentionNetwork(nn.Sequential):
 class FeatureNetwork(nn.Module):
     """Patches (N, 1, p, p) uint8 -> features (N, 64), all of length `FEATURE_NORM`.
 
-    Attention and features start out useless to each other. With features of free length the attention narrowed before
-    anything was learned, and the loss stayed at log 10. One length for all patches stopped that, and a large one lets
-    the few patches that show a digit be heard among the rest of the sample.
     Convolutions only, so that `dense` can run the same network over an image of any size.
     """
 
@@ -49,7 +46,7 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         layers = []
         side, channels = patch_size, 1
-        for width, kernel in ((WIDTH, 5), (2 * WIDTH, 3), (4 * WIDTH, 3)):
+        for width, kernel in FEATURE_LAYERS:
             layers += [nn.Conv2d(channels, width, kernel, 2, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             side, channels = (side + 1) // 2, width
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, FEATURES, side))
@@ -89,16 +86,6 @@ class Classifier(nn.Module):
         return self.head(self.ats.feature.dense(x_high).mean(dim=(2, 3)))
 
 
-class Look(NamedTuple):
-    """What the network saw on a batch, as NumPy arrays, for the figures."""
-
-    attention: np.ndarray  # (B, h, w)
-    patches: np.ndarray  # (B, n, p, p) uint8
-    origins: np.ndarray  # (B, n, 2) top left corners in x_high
-    weights: np.ndarray  # (B, n) attention of the cells drawn
-    predictions: np.ndarray  # (B,)
-
-
 class Backend:
     """What the training loop needs of a framework. Takes NumPy batches; `rng` is (seed, number of the first image).
 
@@ -110,7 +97,7 @@ class Backend:
         torch.manual_seed(options.seed)
         self.model = Classifier(options)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _warmup_and_cosine(step, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_and_cosine(step, steps))
 
     def train_step(self, x_low, x_high, labels, rng):
         """One optimiser step on a batch; returns the mean cross-entropy."""
@@ -204,11 +191,3 @@ def _save(content, path):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     path.write_bytes(buffer.getvalue())
-
-
-def _warmup_and_cosine(step, steps):
-    """Share of the learning rate at a step: up in the first steps, then down to zero along a cosine."""
-    warmup = min(WARMUP_STEPS, steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -175,6 +175,128 @@ def test_failing_measurement_keeps_the_results(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "results.json").read_text())["costs"] == []
 
 
+# ----------------------------------------------------------------------------------------------------------------- Keras
+
+
+@pytest.fixture(scope="module")
+def keras_backend():
+    """The module of the Keras backend, on whichever framework Keras has."""
+    pytest.importorskip("keras")
+    return pytest.importorskip("megapixel_mnist_keras", exc_type=ImportError)
+
+
+KERAS_TINY = [*TINY, "--backend=keras", "--n-train=16", "--n-test=8"]
+KERAS_WRITTEN = WRITTEN - {"checkpoint.pt", "weights.pt"} | {"checkpoint.npz", "model.weights.h5"}
+
+
+def to_keras(name, tensor):
+    """A weight of PyTorch's layer as Keras lays it out."""
+    order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.dim(), (0,))  # (out, in, rows, columns) to (rows, columns, in, out)
+    return tensor.permute(order).numpy()
+
+
+@pytest.mark.keras
+def test_keras_trains_the_same_model_as_torch(keras_backend, digits):
+    """From the same weights the same losses, step by step, and then the same predictions and patches."""
+    options = program.parser().parse_args([*KERAS_TINY, "--patch-size=24", "--entropy=0.1", "--lr=1e-3"])
+    ours, theirs = keras_backend.Backend(options, 40), megapixel_mnist_torch.Backend(options, 40)
+    weights = {k: v for k, v in theirs.model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    ours.model.set_weights([to_keras(*item) for item in weights.items()])
+    images = data.MegapixelMNIST(digits[0], 48, options.size, low_size=program.low_size(options))
+    rows = np.arange(8)
+    for step in range(5):
+        batch, rng = images.batch(8 * step + rows), (3, 8 * step)
+        loss = theirs.train_step(*batch, rng)
+        # Adam divides by the size of a gradient, so that rounding shows in weights whose gradient is nearly 0
+        assert ours.train_step(*batch, rng) == pytest.approx(loss, rel=2e-3), step
+        if step > 0:
+            assert loss != pytest.approx(np.log(10), abs=1e-3)  # not where everything starts, which proves nothing
+    x_low, x_high, _ = images.batch(40 + rows)
+    rng = 3, 40
+    look, expected = (backend.look(x_low, x_high, rng) for backend in (ours, theirs))
+    np.testing.assert_array_equal(look.origins, expected.origins)
+    np.testing.assert_array_equal(look.patches, expected.patches)
+    np.testing.assert_allclose(look.attention, expected.attention, rtol=0.02)
+    np.testing.assert_allclose(look.weights, expected.weights, rtol=0.02)
+    logits = [backend.predict(x_low, x_high, rng) for backend in (ours, theirs)]
+    np.testing.assert_allclose(*logits, atol=0.02 * np.abs(logits[1]).max())
+    np.testing.assert_array_equal(look.predictions, logits[0].argmax(1))
+
+
+@pytest.mark.keras
+def test_keras_starts_as_torch_does(keras_backend):
+    """Every weight from the same distribution: uniform within the same bounds, or the same number."""
+    options = program.parser().parse_args(KERAS_TINY)
+    weights = megapixel_mnist_torch.Backend(options, 1).model.state_dict().items()
+    expected = [to_keras(*item) for item in weights if not item[0].endswith("num_batches_tracked")]
+    for ours, theirs in zip(keras_backend.Backend(options, 1).model.get_weights(), expected, strict=True):
+        assert ours.shape == theirs.shape
+        bound = 1.15 * np.abs(theirs).max() + 1e-9 if theirs.size > 100 else 1.0
+        assert np.abs(ours).max() <= bound and (ours.std() == 0) == (theirs.std() == 0)
+        if theirs.size > 100:
+            assert ours.std() == pytest.approx(theirs.std(), rel=0.2)
+
+
+@pytest.mark.keras
+def test_keras_interrupt_and_resume(keras_backend, tmp_path, capsys, monkeypatch):
+    steps, step = [], keras_backend.Backend.train_step
+
+    def interrupt(self, *arguments):
+        steps.append(1)
+        if len(steps) == 4:  # the second batch of the second epoch
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras_backend.Backend, "train_step", interrupt)
+        code, lines = main(capsys, *KERAS_TINY, "--epochs=3", "--out", tmp_path / "a")
+    assert code == 130 and "stopped after 1 whole epochs; to go on:" in lines
+    code, lines = main(capsys, *KERAS_TINY, "--backend=torch", "--epochs=3", "--out", tmp_path / "a", "--resume")
+    assert code == 2 and "--backend torch contradicts" in lines[-1]
+    assert program.main(["--out", str(tmp_path / "a"), "--resume", "--threads=1", "--cost-size=0"]) == 0
+    assert program.main([*KERAS_TINY, "--epochs=3", "--out", str(tmp_path / "b")]) == 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == KERAS_WRITTEN
+    assert len(history(tmp_path / "a")) == 3 and history(tmp_path / "a") == history(tmp_path / "b")
+
+
+@pytest.mark.keras
+def test_keras_foreign_checkpoint(keras_backend, tmp_path, capsys):
+    path = tmp_path / "checkpoint.npz"
+    assert program.main([*KERAS_TINY, "--epochs=1", "--out", str(tmp_path)]) == 0
+    with np.load(path) as file:
+        right = dict(file)
+    first = next(name for name in right if name.startswith("model/"))
+    raw = path.read_bytes()
+    broken = [b"", b"some text", raw[:-1000], raw[: len(raw) // 2]]
+    wrong = [
+        {"json": np.array("[]")},
+        {"json": np.array("{}")},
+        {name: array for name, array in right.items() if name != first},
+        {**right, first: np.zeros((7, 7))},
+        {name: array for name, array in right.items() if not name.startswith("optimizer/")},
+        {"json": np.array({}, object)},
+    ]
+    for content in [*broken, *wrong]:
+        path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, **content)
+        code, lines = main(capsys, *KERAS_TINY, "--epochs=1", "--out", tmp_path, "--resume")
+        assert code == 2 and f"{path} is not a checkpoint of this program" in lines[-1]
+
+
+@pytest.mark.keras
+def test_keras_costs(keras_backend, digits):
+    """A training step of either variant changes weights, inference does not."""
+    options = program.parser().parse_args(KERAS_TINY)
+    backend = keras_backend.Backend(options, 1)
+    images = data.MegapixelMNIST(digits[0], 4, options.size, low_size=program.low_size(options))
+    for variant, model in zip(measure.VARIANTS, (backend.model, backend.whole_image), strict=True):
+        train, infer = backend.costs(variant, *images.batch(np.arange(4)))
+        before = model.get_weights()
+        infer()
+        assert all(map(np.array_equal, before, model.get_weights()))
+        train()
+        assert not all(map(np.array_equal, before, model.get_weights()))
+
+
 # ------------------------------------------------------------------------------------------------------------- bad input
 
 BAD = """--lr inf|--lr nan|--lr 0|--lr -1|--lr x|--entropy nan|--entropy inf|--entropy -1|--seed -1|--size 100000000|--size 50
@@ -303,7 +425,11 @@ def test_download(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         try:
-            cases = (("/file", "0" * 64, "SHA-256"), ("/short", right, "SHA-256"), ("/missing", right, "404"))
+            cases = (
+                ("/file", "0" * 64, "SHA-256"),
+                ("/short", right, "1000 of 256000 bytes"),
+                ("/missing", right, "404"),
+            )
             for name, checksum, message in cases:
                 with pytest.raises(ValueError, match=message):
                     data._download(url + name, target, checksum)
