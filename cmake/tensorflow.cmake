@@ -9,6 +9,7 @@ message(STATUS "TensorFlow ${TensorFlowHeaders_VERSION}: building its adapter")
 
 file(GLOB ATS_TENSORFLOW_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bindings/tensorflow/*.cc)
 add_library(ats_tensorflow MODULE ${ATS_TENSORFLOW_SOURCES})
+# What tf.sysconfig.get_compile_flags() says for every x86-64 wheel from 2.18 on.
 target_compile_definitions(ats_tensorflow PRIVATE _GLIBCXX_USE_CXX11_ABI=1 EIGEN_MAX_ALIGN_BYTES=64)
 # Deprecated: what the newest TensorFlow would have us call by a name that 2.18 does not know.
 target_compile_options(ats_tensorflow PRIVATE -Wall -Wextra -Wno-deprecated-declarations)

@@ -92,7 +92,7 @@ SINGLE = [  # function, argument, exception, values
     ("sample", "rng", TypeError, ["ab", b"ab", 1.5, (1.5, 2.7), np.array([3.7, 0]), np.float64(3), np.array(1.0), {},
                                   {1: 2, 3: 4}, (1,), (1, 2, 3), (1, None), torch.Generator(), object()]),
     ("sample", "rng", ValueError, [2**63, (0, 2**63), -(2**63) - 1, np.uint64(2**63)]),
-    ("sample", "rng", RuntimeError, [torch.tensor(3), torch.zeros(2), torch.zeros(3, dtype=torch.int64)]),
+    ("sample", "rng", RuntimeError, [torch.tensor(3.0), torch.zeros(2), torch.zeros(3, dtype=torch.int64)]),
     ("topk", "n", RuntimeError, [None, 0, -3, 9, 2**63]),
     ("patch_origins", "indices", TypeError, [None, 3, [[1]]]),
     ("patch_origins", "indices", RuntimeError, [torch.zeros(2, 2), torch.tensor([[6]]), torch.tensor([[-1]])]),

@@ -182,7 +182,19 @@ def test_no_rng_follows_manual_seed():
 
 
 @pytest.mark.parametrize(
-    "rng", [7, np.int64(7), np.uint8(7), np.array(7), True, (7, 2**62), np.array([7, 3]), [-1, -7]]
+    "rng",
+    [
+        7,
+        np.int64(7),
+        np.uint8(7),
+        np.array(7),
+        True,
+        (7, 2**62),
+        np.array([7, 3]),
+        [-1, -7],
+        torch.tensor(7),
+        torch.tensor([7, 3], dtype=torch.int32),
+    ],
 )
 def test_integers_of_any_type_are_seeds(rng):
     pair = (rng, 0) if np.ndim(rng) == 0 else rng

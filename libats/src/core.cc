@@ -45,7 +45,7 @@ std::string shape_text(const int64_t* shape, int ndim) {
   return text + (ndim == 1 ? ",)" : ")");
 }
 
-const char* dtype_name(int dtype) { return dtype >= 0 && dtype <= ATS_INT64 ? kDtypeNames[dtype] : "another"; }
+const char* dtype_name(int dtype) { return dtype >= 0 && dtype <= ATS_INT64 ? kDtypeNames[dtype] : "a dtype that it does not know"; }
 int64_t item_size(int dtype) { return kItemSizes[dtype]; }
 
 int64_t multiply_sizes(Where where, int64_t a, int64_t b) {
@@ -71,7 +71,8 @@ void check_described(Where where, const ats_tensor* t, unsigned dtypes, int min_
   if (t->ndim < 0 || t->ndim > ATS_MAX_DIMS)
     fail("%s: %s has %d axes, at most %d are possible", where.op, where.name, int(t->ndim), ATS_MAX_DIMS);
   if (t->dtype < 0 || t->dtype > ATS_INT64 || !(dtypes & (1u << t->dtype)))
-    fail("%s: %s must be one of %s, got %s", where.op, where.name, dtypes_text(dtypes).c_str(), dtype_name(t->dtype));
+    fail("%s: %s must be %s%s, got %s", where.op, where.name, (dtypes & (dtypes - 1)) ? "one of " : "",
+         dtypes_text(dtypes).c_str(), dtype_name(t->dtype));
   if (t->ndim < min_ndim || t->ndim > max_ndim)
     fail("%s: %s must have the shape %s, got %s", where.op, where.name, layout, shape_text(*t).c_str());
   int64_t bytes = item_size(t->dtype);

@@ -61,8 +61,8 @@ template <typename T>
     const bool infinite = std::isinf(x) && (x > 0 || !logits);
     if (std::isnan(x) || infinite || (!logits && x < 0))
       fail("%s: attention must be %s, but row %lld has %g at cell %lld", op,
-           logits ? "logits, finite or -inf" : "finite and not negative", static_cast<long long>(row), x,
-           static_cast<long long>(cell));
+           logits ? "logits, finite or -inf" : "finite and not negative (log-weights: logits=True)",
+           static_cast<long long>(row), std::isnan(x) ? std::fabs(x) : x, static_cast<long long>(cell));
     positive += logits ? !std::isinf(x) : x > 0;
   }
   if (positive == 0) fail("%s: attention has no cell of positive weight in row %lld", op, static_cast<long long>(row));

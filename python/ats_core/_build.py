@@ -67,13 +67,14 @@ def _tensorflow() -> Adapter:
 
     version = tensorflow.__version__
     home = Path(tensorflow.__file__).parent
+    flags = tensorflow.sysconfig.get_compile_flags()
     return Adapter(
         name="tensorflow",
         framework=f"TensorFlow {version}",
         prebuilt=ROOT / "tensorflow" / f"_ats_tensorflow_{version}.so",  # a binary serves one version only
         include_dirs=(home / "include",),
-        defines=("_GLIBCXX_USE_CXX11_ABI=1", "EIGEN_MAX_ALIGN_BYTES=64"),
-        libraries=(f"-L{home}", "-l:libtensorflow_framework.so.2"),
+        defines=tuple(flag[2:] for flag in flags if flag.startswith("-D")),
+        libraries=tuple(tensorflow.sysconfig.get_link_flags()),
     )
 
 

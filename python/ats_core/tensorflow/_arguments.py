@@ -41,7 +41,8 @@ def to_rng(rng: Rng) -> Tensor:
     if rng is None:
         return tf.random.uniform((2,), 0, 2**63 - 1, tf.int64)
     if tf.is_tensor(rng):
-        return to_tensor("rng", rng)  # the operation checks shape and dtype
+        pair = to_integers("rng", rng)  # the operation checks shape and dtype
+        return tf.stack([pair, tf.zeros_like(pair)]) if pair.shape.rank == 0 else pair
     if isinstance(rng, (tuple, list)) and len(rng) == 2 and any(map(tf.is_tensor, rng)):
         pair = [to_integers("rng", number) for number in rng]
         if any(number.dtype != tf.int64 or number.shape.rank not in (None, 0) for number in pair):

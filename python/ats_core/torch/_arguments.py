@@ -63,12 +63,14 @@ def to_rng(rng: Rng) -> Tensor:
     if rng is None:
         return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
     if isinstance(rng, Tensor):
-        return rng.cpu()  # the operation checks shape and dtype
+        pair = rng.cpu().long() if rng.dtype in _NARROWER else rng.cpu()
+        # the operation checks shape and dtype
+        return pair if pair.dim() else torch.stack((pair, torch.zeros_like(pair)))
     try:
-        pair: Any = (rng, 0) if is_single(rng) else _to_list("rng", rng, "")
-        if len(pair) != 2:
+        numbers: Any = (rng, 0) if is_single(rng) else _to_list("rng", rng, "")
+        if len(numbers) != 2:
             raise TypeError
-        seed, offset = to_int("rng", pair[0]), to_int("rng", pair[1])
+        seed, offset = to_int("rng", numbers[0]), to_int("rng", numbers[1])
     except TypeError:
         raise TypeError(
             f"rng: must be None, an int seed, (seed, offset) or an int64 tensor of those two, got {rng!r}"

@@ -58,7 +58,7 @@ def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = F
         n: cells to draw; without `replace` at most the cells of positive weight.
         replace: draw among all cells every time.
         logits: `attention` holds logarithms of weights.
-        rng: seed, (seed, offset), or an int64 tensor of these two. Row b draws from stream (seed, offset + b): the same
+        rng: seed, (seed, offset), or an integer tensor of one or both. Row b draws from stream (seed, offset + b): the same
             rng gives the same cells from NumPy, on any device, with any number of threads and for any split of the
             batch (row b alone: offset + b). None draws both from PyTorch's generator, so that torch.manual_seed holds.
             Negative ones are seeds and offsets like any other; offset + b wraps around at 2**64.
