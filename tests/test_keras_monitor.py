@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -15,7 +16,7 @@ for package in ("PIL.Image", "matplotlib", "tensorboard"):
 import ats_core
 import ats_core.keras as ak
 from ats_core.diagnostics import AttentionCollapseWarning
-from ats_core.keras.monitor import AttentionMonitor, Probe
+from ats_core.keras.monitor import AttentionMonitor, Probe, _undisturbed
 
 pytestmark = pytest.mark.keras
 layers = keras.layers
@@ -138,6 +139,104 @@ def test_the_layers_are_left_as_they_were(tmp_path):
     assert lines(tmp_path)[0]["variance"] > 0.0  # it sampled all the same
 
 
+class Restless(layers.Layer):
+    """Counts its calls in a variable that Keras would train, and takes from the random numbers of all layers."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, x):
+        self.calls.assign(self.calls + 1)
+        return x + keras.random.uniform(keras.ops.shape(x))
+
+
+def state_after(looks, trainable):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([layers.Input((4,)), Restless(), Counter(), layers.Dropout(0.5)])
+    model.trainable = trainable
+    x = np.zeros((1, 4), np.float32)
+    model(x)
+    with _undisturbed(model):
+        for _ in range(looks):
+            assert not np.array_equal(*(keras.ops.convert_to_numpy(model(x)) for _ in range(2)))
+    drawn = model(x, training=True)
+    return [keras.ops.convert_to_numpy(value) for value in [drawn, *model.variables]]
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_no_variable_is_changed_by_a_look(trainable):
+    for alone, watched in zip(state_after(0, trainable), state_after(3, trainable), strict=True):
+        assert np.array_equal(alone, watched)
+
+
+class Table(layers.Layer):
+    """A large constant."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(1000, 1000), trainable=False)
+
+    def call(self, x):
+        return x @ self.table
+
+
+def test_weights_are_not_copied():
+    model = keras.Sequential([layers.Input((1000,)), layers.Dense(1000), Table()])
+    model.trainable = False
+    with _undisturbed(model):
+        pass  # what is imported at the first time
+    tracemalloc.start()
+    try:
+        with _undisturbed(model):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # bytes; each weight has 4 million
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pytorch_module_within_the_model_is_not_changed(monkeypatch):
+    torch = pytest.importorskip("torch")
+    if keras.backend.backend() != "torch":
+        pytest.skip("of the PyTorch backend")
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x + torch.rand(1)
+
+    module = Module()
+    model = keras.Sequential([layers.Input((4,)), keras.layers.TorchModuleWrapper(module, output_shape=(None, 4))])
+    model(np.zeros((1, 4)))
+    calls, state = float(module.calls), torch.random.get_rng_state()
+    fork, devices = torch.random.fork_rng, []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda used, **options: devices.append(used) or fork(used, **options))
+    with _undisturbed(model):
+        model(np.zeros((1, 4)))
+        assert module.calls == calls + 1
+    assert module.calls == calls
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert devices == [[]]  # not those of the machine: those where the model is
+
+
+def test_a_look_has_random_numbers_of_its_own(tmp_path, monkeypatch):
+    """No stream (seed, offset + row) twice, and none with a seed that a layer, or who calls it, would have."""
+    from ats_core.keras import ops
+
+    sample, rngs = ops.sample, []
+    monkeypatch.setattr(
+        ops, "sample", lambda *args, rng, **options: rngs.append(rng) or sample(*args, rng=rng, **options)
+    )
+    fit(siamese(), monitor(tmp_path, every=1), epochs=1)
+    rngs = [rng for rng in rngs if isinstance(rng, tuple)]  # tensors are those of the layer
+    assert len(rngs) == 3 * 3 * 2  # looks, draws, calls
+    assert all(seed < 0 for seed, _ in rngs)
+    streams = {(seed, offset + row) for seed, offset in rngs for row in range(2)}
+    assert len(streams) == 2 * len(rngs)
+
+
 # ---- what is written ----
 
 
@@ -237,6 +336,16 @@ def test_equal_cells_count_alike(tmp_path):
 # ---- models of every kind ----
 
 
+def test_a_model_of_one_input(tmp_path):
+    """The README's quick start makes x_low within the model."""
+    high = keras.Input((60, 80, 1))
+    low = layers.AveragePooling2D(10)(high)
+    features, _, _ = ak.attention_sampling(attention_network(), mean_feature(1.0), 12, N)([low, high])
+    model, x = ready(keras.Model(high, layers.Dense(2)(features))), images()[1] / np.float32(255)
+    model.fit(x, np.zeros(6), verbose=0, callbacks=[AttentionMonitor(tmp_path, x[:2], shown=1)])
+    assert len(lines(tmp_path)) == 1
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
@@ -264,6 +373,130 @@ def test_two_samplings_one_of_them_within_a_model(tmp_path):
     model = ready(keras.Model([low, high], layers.Dense(2)(layers.Concatenate()([features, inner([low, high])]))))
     fit(model, monitor(tmp_path), epochs=1)
     assert len(lines(tmp_path / "outer_sample_patches")) == len(lines(tmp_path / "inner_sample_patches")) == 1
+
+
+def mean_feature(size):
+    return keras.Sequential([layers.GlobalAveragePooling2D(), layers.Rescaling(size / 255)])
+
+
+class Parallel(keras.Model):
+    """Samples twice before it estimates: S1 S2 E1 E2."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Fixed(np.ones((6, 8)))
+        self.one, self.two = ak.SamplePatches(2, 12, name="one"), ak.SamplePatches(5, 20, name="two")
+        self.features = layers.TimeDistributed(mean_feature(1.0)), layers.TimeDistributed(mean_feature(1000.0))
+        self.estimates = ak.Expectation("murthy"), ak.Expectation("des_raj")
+        self.head = layers.Dense(2)
+
+    def call(self, inputs):
+        low, high = inputs
+        attention = self.attention(low)
+        sampled = [sampler([low, high, attention]) for sampler in (self.one, self.two)]
+        features = [feature(patches) for feature, (patches, _) in zip(self.features, sampled, strict=True)]
+        one, two = (e([f, s[1]]) for e, f, s in zip(self.estimates, features, sampled, strict=True))
+        return self.head(one) + self.head(two)
+
+
+def parallel():
+    """Functional: Keras calls the layers of one depth in turns."""
+    low, high = keras.Input((6, 8, 1)), keras.Input((60, 80, 1), dtype="uint8")
+    options = {"one": (12, 2, 1.0, "murthy"), "two": (20, 5, 1000.0, "des_raj")}
+    features = [
+        ak.attention_sampling(
+            Fixed(np.ones((6, 8))), mean_feature(size), patch_size, n_patches, estimator=estimator, name=name
+        )([low, high])[0]
+        for name, (patch_size, n_patches, size, estimator) in options.items()
+    ]
+    return keras.Model([low, high], layers.Add()([layers.Dense(2)(feature) for feature in features]))
+
+
+@pytest.mark.parametrize("model, suffix", [(parallel, "_sample_patches"), (Parallel, "")])
+def test_parallel_branches_are_told_apart(tmp_path, model, suffix):
+    """Features of two sizes: the mean grey is about 1/2 of each, and squared_mean = variance / relative_variance."""
+    fit(ready(model()), monitor(tmp_path), epochs=1)
+    for name, n_patches, size in (("one", 2, 1.0), ("two", 5, 1000.0)):
+        (line,) = lines(tmp_path / f"{name}{suffix}")
+        assert line["effective_sample_size"] == pytest.approx(n_patches, rel=0.2)
+        assert math.sqrt(line["variance"] / line["relative_variance"]) == pytest.approx(size / 2, rel=0.2)
+
+
+def siamese():
+    """One sampling of two images, of which the second is black."""
+    low, high = keras.Input((6, 8, 1)), keras.Input((60, 80, 1), dtype="uint8")
+    sampling = ak.attention_sampling(attention_network(), mean_feature(1.0), 12, N, name="shared")
+    features = [sampling([low, image])[0] for image in (high, layers.Rescaling(0.0)(high))]
+    return ready(keras.Model([low, high], layers.Dense(2)(layers.Concatenate()(features))))
+
+
+def test_a_layer_that_is_called_twice_has_a_folder_for_each(tmp_path):
+    for _ in range(2):
+        fit(siamese(), monitor(tmp_path), epochs=1)
+    first, second = lines(tmp_path), lines(tmp_path / "estimate_2")
+    assert [line["step"] for line in first] == [line["step"] for line in second] == [3, 6]
+    assert first[0]["variance"] > 0.0 and second[0]["variance"] == 0.0
+
+
+class Lazy(keras.Model):
+    """Makes its layers when it sees an image."""
+
+    def build(self, shapes):
+        self.sampling = ak.attention_sampling(attention_network(), mean_feature(1.0), 12, N)
+        self.head = layers.Dense(2)
+        self.built = True
+
+    def call(self, inputs):
+        return self.head(self.sampling(inputs)[0])
+
+
+def test_layers_that_are_made_late_are_found(tmp_path):
+    for _ in range(2):
+        fit(ready(Lazy()), monitor(tmp_path, every=2), epochs=1)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 3, 4, 6]
+
+
+class Positional(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.feature = attention_network(), layers.TimeDistributed(mean_feature(1.0))
+        self.sampler, self.estimate, self.head = ak.SamplePatches(N, 12), ak.Expectation(), layers.Dense(2)
+
+    def call(self, inputs):
+        low, high = inputs
+        patches, probabilities = self.sampler(
+            [low, high, self.attention(low)], keras.ops.convert_to_tensor(np.array([7, 0]))
+        )
+        return self.head(self.estimate([self.feature(patches), probabilities], None))
+
+
+def test_arguments_by_position(tmp_path):
+    fit(ready(Positional()), monitor(tmp_path), epochs=1)
+    assert lines(tmp_path)[0]["variance"] > 0.0  # the model's own random numbers were not taken
+
+
+def test_a_compiled_call(tmp_path):
+    """A model's own tf.function: the look sees values, and leaves nothing in the graph."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("of the TensorFlow backend")
+    import tensorflow as tf
+
+    class Compiled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.sampling = ak.attention_sampling(attention_network(), mean_feature(1.0), 12, N)
+            self.head = layers.Dense(2)
+
+        @tf.function
+        def call(self, inputs, training=None):
+            return self.head(self.sampling(inputs)[0])
+
+    model, x = ready(Compiled()), images(2)
+    model(x)  # a tf.function makes no variables while it is traced in another
+    fit(model, monitor(tmp_path), epochs=1)
+    assert lines(tmp_path)[0]["variance"] > 0.0
+    assert not np.array_equal(model(x, training=False), model(x, training=False))
+    assert not tf.config.functions_run_eagerly()
 
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
@@ -357,6 +590,31 @@ def test_a_model_without_sampling_is_refused(tmp_path):
     model = ready(keras.Model([low, high], layers.Dense(2)(layers.Flatten()(patches))))
     with pytest.raises(ValueError, match="no SamplePatches layer with an Expectation"):
         fit(model, monitor(tmp_path))
+
+
+class Stranger(keras.Model):
+    """An `Expectation` that is given a copy of the probabilities, after one that is given themselves."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.attention, self.sampler, self.head = Fixed(np.ones((6, 8))), ak.SamplePatches(N, 12), layers.Dense(2)
+        self.known, self.stranger = None if alone else ak.Expectation(), ak.Expectation(name="stranger")
+
+    def call(self, inputs):
+        low, high = inputs
+        patches, probabilities = self.sampler([low, high, self.attention(low)])
+        features = keras.ops.mean(patches, (2, 3))
+        if self.known is not None:
+            features = features + 100 * self.known([features, probabilities])[:, None]
+        return self.head(self.stranger([features, probabilities * 1]))
+
+
+def test_what_cannot_be_paired_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"the very tensor of probabilities .* give a probe"):
+        fit(ready(Stranger(alone=True)), monitor(tmp_path / "alone"), epochs=1)
+    with pytest.warns(UserWarning, match=r"stranger is not watched.* give a probe"):
+        fit(ready(Stranger(alone=False)), monitor(tmp_path), epochs=1)
+    assert len(lines(tmp_path)) == 1 and not (tmp_path / "estimate_2").exists()
 
 
 @pytest.mark.parametrize(

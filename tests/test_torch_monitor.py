@@ -162,6 +162,21 @@ def test_a_look_draws_the_same_whatever_the_seed(tmp_path):
     assert lines(tmp_path / "1") == lines(tmp_path / "2")
 
 
+def test_a_look_has_random_numbers_of_its_own(tmp_path):
+    """No stream (seed, offset + row) twice, and none with a seed that a caller, or PyTorch's generator, would give."""
+    model, rngs = network(), []
+    with watch(model, tmp_path, every=1, images=2):
+        model.sampler.register_forward_pre_hook(
+            lambda module, args, kwargs: rngs.append(kwargs.get("rng")), with_kwargs=True
+        )
+        for step in range(3):
+            model(*images(), rng=step)
+    looks = [rng for rng in rngs if rng not in (0, 1, 2)]
+    assert len(looks) == 3 * 8  # looks, draws
+    assert all(seed < 0 for seed, _ in looks)
+    assert len({(seed, offset + row) for seed, offset in looks for row in range(2)}) == 2 * len(looks)
+
+
 # ---- what is written ----
 
 

@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from ats_core import plot
-from ats_core._arguments import Array
+from ats_core._arguments import Array, to_int
 from ats_core.diagnostics import (
     AttentionCollapseWarning,
     AttentionStatistics,
@@ -29,6 +29,9 @@ from ats_core.diagnostics import (
     estimator_variance,
     mean_of,
 )
+
+# Looks at step s draw with seed SEEDS + s: negative, as are no seeds of layers nor those of a framework's generator.
+SEEDS = -(2**63)
 
 _RECORDS = "tensorboard.summary.writer.record_writer"
 _PROTO = "tensorboard.compat.proto."
@@ -212,3 +215,11 @@ class AttentionLog:
                     AttentionCollapseWarning,
                     stacklevel=2,
                 )
+
+
+def at_least(name: str, value: SupportsIndex, least: int) -> int:
+    """An argument of a monitor as an int."""
+    number = to_int(name, value)
+    if number < least:
+        raise ValueError(f"{name}: must be at least {least}, got {number}")
+    return number

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ats_core._attention_log import AttentionLog, Look
+from ats_core._attention_log import SEEDS, AttentionLog, Look, at_least
 from ats_core.diagnostics import CELL, EDGE, WINDOW, CollapseDetector
 
-from ._arguments import to_int
 from .functional import estimator_arrays
 from .modules import AttentionSampling, Image
 
@@ -80,9 +79,9 @@ class AttentionMonitor:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: must be a torch.nn.Module, got {type(module).__name__}")
         every, images, draws = (
-            _at_least("every", every, 1),
-            _at_least("images", images, 1),
-            _at_least("draws", draws, 2),
+            at_least("every", every, 1),
+            at_least("images", images, 1),
+            at_least("draws", draws, 2),
         )
         found = list(_find(module))
         if not found:
@@ -152,8 +151,8 @@ class _Hook:
         draws, estimates = [], []
         with _undisturbed(sampling.feature, attention.device) as feature:
             for draw in range(self._draws):
-                # Streams of no other look, and nothing of PyTorch's generator.
-                seen = sampling.sampler(attention_of_some, some, low_shape=low, rng=(step, draw * batch))
+                # Streams of no other look, nor of training, and nothing of PyTorch's generator.
+                seen = sampling.sampler(attention_of_some, some, low_shape=low, rng=(SEEDS + step, draw * batch))
                 flat = seen.patches.flatten(0, 1)
                 features = feature(flat.flatten(1, flat.dim() - 1 - axes)).unflatten(0, (batch, -1))
                 estimates.append(sampling.expectation(features, seen.attention, seen.threshold))
@@ -240,10 +239,3 @@ def _sizes(sizes: int | tuple[int, ...], axes: int) -> Sequence[int]:
 def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _at_least(name: str, value: SupportsIndex, least: int) -> int:
-    number = to_int(name, value)
-    if number < least:
-        raise ValueError(f"{name}: must be at least {least}, got {number}")
-    return number
