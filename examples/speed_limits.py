@@ -173,7 +173,7 @@ class Run:
     def fit(self):
         """Train the epochs that are left, with a checkpoint after each."""
         import keras
-        from speed_limits_model import Elements, InOrder
+        from speed_limits_model import Elements
 
         from ats_core.keras import Batcher
 
@@ -181,7 +181,7 @@ class Run:
         if done == options.epochs:
             return
         train = Batcher(Elements(self.train), options.batch_size, seed=options.seed, workers=options.threads)
-        test = InOrder(Batcher(Elements(self.test), options.batch_size, seed=0), workers=options.threads)
+        test = Batcher(Elements(self.test), options.batch_size, shuffle=False, workers=options.threads)
         for _ in range(done):
             train.on_epoch_end()  # the orders of the epochs that are done
 

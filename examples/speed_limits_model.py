@@ -42,20 +42,6 @@ class Elements:
         return self.images.read(i), np.eye(len(CLASSES), dtype=np.float32)[self.images.classes[i]]
 
 
-class InOrder(keras.utils.PyDataset):
-    """A sequence that is not told of the end of an epoch, so that a `Batcher` keeps its order."""
-
-    def __init__(self, sequence, **options):
-        super().__init__(**options)
-        self.sequence = sequence
-
-    def __len__(self):
-        return len(self.sequence)
-
-    def __getitem__(self, i):
-        return self.sequence[i]
-
-
 def attention_network():
     """x_low (B, h, w, 3) -> attention (B, (h - 8) // 8, (w - 8) // 8), positive, summing to 1 over an image."""
     common = {"activation": "relu", "kernel_regularizer": keras.regularizers.L2(WEIGHT_DECAY)}

@@ -2,6 +2,10 @@
 
 import importlib
 import inspect
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +21,8 @@ import ats_core.keras
 pytestmark = pytest.mark.keras
 
 NAMES = {
-    "ats.core": ["SamplePatches", "Expectation", "attention_sampling"],
+    "ats": ["__version__", "core", "data", "ops", "utils"],
+    "ats.core": ["SamplePatches", "Expectation", "attention_sampling", "ATSBuilder", "ATSOutput", "expected", "sample"],
     "ats.core.ats_layer": ["SamplePatches", "Expectation", "attention_sampling"],
     "ats.core.builder": ["ATSBuilder", "ATSOutput"],
     "ats.core.expectation": ["expected"],
@@ -25,7 +30,9 @@ NAMES = {
     "ats.data": ["FromTensors", "MultiResolutionBatch"],
     "ats.data.base": ["MultiResolutionBatch"],
     "ats.data.from_tensors": ["FromTensors"],
+    "ats.ops": ["extract_patches"],
     "ats.ops.extract_patches": ["extract_patches"],
+    "ats.utils": ["layers", "regularizers", "training"],
     "ats.utils.layers": ["SampleSoftmax", "L2Normalize", "ResizeImages", "TotalReshape", "ActivityRegularizer",
                          "ImageLinearTransform", "ImagePan"],
     "ats.utils.regularizers": ["MultinomialEntropy", "multinomial_entropy"],
@@ -102,12 +109,36 @@ def test_the_estimator_is_the_papers():
     assert_close(result, reference.expectation(features, attention, "des_raj"), "float64", scale=3)
 
 
-def test_expectation_comes_back_from_a_config():
-    from ats.core import Expectation
+def test_a_config_makes_the_layer_that_it_is_derived_from():
+    """So that a program loads it that does not import ats."""
+    from ats.core import Expectation, attention_sampling
 
-    for layer in (Expectation(True, name="a"), Expectation(inference="topk")):
+    network = keras.layers.Flatten()
+    for layer, base in (
+        (Expectation(True, name="a"), ats_core.keras.Expectation),
+        (Expectation(inference="topk"), ats_core.keras.Expectation),
+        (attention_sampling(network, network, 8), ats_core.keras.AttentionSampling),
+    ):
         again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
-        assert type(again) is Expectation and again.get_config() == layer.get_config()
+        assert type(again) is base and again.get_config() == layer.get_config()
+        again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(again))
+        assert type(again) is base and isinstance(layer, base)
+
+
+def test_submodules_come_with_the_package():
+    code = "import ats; print(ats.core.ATSBuilder, ats.utils.layers, ats.data.FromTensors, ats.ops.extract_patches)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ)
+
+
+def test_help_shows_every_option():
+    from ats.core import Expectation, attention_sampling
+
+    ours = inspect.signature(ats_core.keras.attention_sampling)
+    assert inspect.signature(attention_sampling) == ours
+    assert {"scales", "padding", "mean", "std", "inference", "seed", "dtype"} <= set(ours.parameters)
+    assert "inference" in inspect.signature(Expectation).parameters
+    for name in set(ours.parameters) - {"kwargs"}:
+        assert re.search(rf"\b{name}\b[\w, ]*:", attention_sampling.__doc__), name
 
 
 def test_extract_patches():

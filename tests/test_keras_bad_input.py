@@ -32,6 +32,7 @@ OPTIONS = [
     ("scales", (), ValueError), ("scales", (1, 0), ValueError), ("scales", 2, TypeError), ("scales", "12", TypeError),
     ("padding", "zeros", ValueError), ("padding", 3, ValueError), ("fill", "white", TypeError),
     ("mean", "white", TypeError), ("std", [[1.0]], ValueError), ("replace", 2, TypeError), ("seed", 1.5, TypeError),
+    ("seed", True, TypeError),
     ("seed", -1, ValueError), ("seed", 2**31, ValueError), ("data_format", "NCHW", ValueError),
     ("inference", "full", ValueError),
 ]  # fmt: skip
@@ -45,6 +46,35 @@ def test_options_that_suit_no_image(name, value, error):
     if name != "replace":
         with pytest.raises(error, match=message):
             network(**{name: value})
+
+
+def test_no_receptive_field():
+    for make in (lambda: network(receptive_field=None), lambda: ats.ATSBuilder().attention_receptive_field(None)):
+        with pytest.raises(
+            TypeError, match=r"^receptive_field: must be .* in pixels of x_low, or 0 if they pad, got None"
+        ):
+            make()
+
+
+def test_a_feature_network_for_other_patches():
+    """The reference library's MNIST example gives the image's shape as that of the feature network's input."""
+    wanted = r"feature: takes \(60, 50, 1\), but the patches are \(8, 8, 1\): leave its input_shape out or give it the"
+    x_low, x_high = keras.Input((6, 5, 1)), keras.Input((60, 50, 1))
+    one = keras.Sequential([keras.Input((60, 50, 1)), keras.layers.Conv2D(2, 3), keras.layers.GlobalMaxPooling2D()])
+    for feature in (one, keras.Model(x_high, keras.layers.GlobalMaxPooling2D()(x_high))):
+        attention = ats.SampleSoftmax(squeeze_channels=True)
+        with pytest.raises(ValueError, match=wanted):
+            ats.attention_sampling(attention, feature, 8, 3)([x_low, x_high])
+        with pytest.raises(ValueError, match=wanted):
+            ats.attention_sampling(attention, feature, 8, 3)(
+                [np.ones((2, 6, 5, 1), "float32"), np.ones((2, 60, 50, 1), "float32")]
+            )
+    for shape in ((8, 8, 1), (None, None, 1)):
+        fits = keras.Sequential([keras.Input(shape), keras.layers.GlobalMaxPooling2D()])
+        assert ats.attention_sampling(attention, fits, 8, 3)([x_low, x_high])[0].shape == (None, 1)
+    built = keras.layers.Conv2D(2, 3)  # a layer takes other sizes than those that it was built with
+    built.build((None, 60, 50, 1))
+    assert ats.attention_sampling(attention, built, 8, 3)([x_low, x_high])[0].shape == (None, 6, 6, 2)
 
 
 def test_a_receptive_field_for_other_axes():
@@ -97,6 +127,12 @@ def test_wrong_images_and_maps_are_named(symbolic):
             image_layer(*given((2, 6, 5)))
     with pytest.raises(ValueError, match=r"inputs: must be \[features, attention, threshold\] for 'horvitz_thompson'"):
         ats.Expectation("horvitz_thompson")(given((2, 3, 4), (2, 3)))
+    with pytest.raises(ValueError, match=r"attention: must be \(B, n\), the second of the inputs, got \(\w+, 3, 4\)"):
+        ats.Expectation()(given((2, 3), (2, 3, 4)))
+    with pytest.raises(ValueError, match=r"features: must be \(B, n, ...\), the first of the inputs, with n as in att"):
+        ats.Expectation()(given((2, 4, 5), (2, 3)))
+    with pytest.raises(ValueError, match=r"features: must be \(B, n, ...\), the first of the inputs"):
+        ats.Expectation()(given((2,), (2, 3)))
 
 
 def test_too_few_cells():
@@ -109,6 +145,7 @@ def test_options_of_the_small_layers():
     for make, message in [
         (lambda: ats.SampleSoftmax(smooth=1.5), "smooth: must be between 0 and 1, got 1.5"),
         (lambda: ats.SampleSoftmax(data_format="first"), "data_format: must be one of"),
+        (lambda: ats.L2Normalize(axis=[]), r"axis: must be an axis or several, got \[\]"),
         (lambda: ats.ResizeImages((3, 0)), "size: must be at least 1"),
         (lambda: ats.ResizeImages((3, 4, 5)), "size: must have 2 values"),
         (lambda: ats.ResizeImages(3, "nearest"), "mode: must be one of 'bilinear', 'bicubic', got 'nearest'"),

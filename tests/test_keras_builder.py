@@ -308,6 +308,71 @@ def test_builder_with_a_batch_of_ones_own():
     assert tuple(previous) == (6, 5) and tuple(size) == (8, 8) and levels == [0, 1]
 
 
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_builder_takes_an_attention_with_a_channel(symbolic):
+    x_low, x_high = normal(3, 6, 5, 2), normal(3, 62, 49, 2)
+    attention = keras.Sequential([keras.layers.Dense(1), SampleSoftmax()])
+    given = [keras.Input(x.shape[1:]) for x in (x_low, x_high)] if symbolic else [x_low, x_high]
+    result = build(*given, attention, networks()[1]).get()
+    if symbolic:
+        values = keras.Model(given, [result.outputs, result.attention, result.patches])([x_low, x_high])
+        result = ATSOutput(outputs=values[0], attention=values[1], patches=values[2])
+    assert result.attention.shape == (3, 6, 5, 1)
+    result = result._replace(attention=result.attention[..., 0])
+    check(result, x_low, x_high, lambda x: attention(x)[..., 0], networks()[1], "murthy")
+
+
+def test_builder_refuses_what_attention_sampling_refuses():
+    (attention, feature), x_low, x_high = networks(), normal(2, 6, 5, 2), normal(2, 62, 49, 2)
+    for given in ([x_high, x_low], [keras.Input((62, 49, 2)), keras.Input((6, 5, 2))]):
+        with pytest.raises(
+            ValueError, match=r"^xs\[1\]: is smaller than xs\[0\] on every axis, \(6, 5\) and \(62, 49\)"
+        ):
+            ATSBuilder().from_tensors(given, None)
+    with pytest.raises(ValueError, match=r"^xs\[1\]: must have as many axes as xs\[0\], 4, got"):
+        ATSBuilder().from_tensors([x_low, x_high[0]], None)
+    for wrong in (keras.layers.Dense(2), keras.layers.Flatten()):
+        with pytest.raises(ValueError, match=r"^attention: must be \(B, \*grid\) with 2 axes in grid"):
+            build(x_low, x_high, wrong, feature).get()
+    with pytest.raises(TypeError, match=r"^batch: must be a MultiResolutionBatch, got \[1\]"):
+        ATSBuilder().from_batch([1])
+    with pytest.raises(ValueError, match=r"^estimator: must be one of .*got 'best'"):
+        ATSBuilder().estimator("best")
+    with pytest.raises(ValueError, match=r"^estimator: 'normalized' is biased"):
+        ATSBuilder().estimator("normalized")
+    with pytest.raises(TypeError, match=r"^replacement: must be True or False, got 'yes'"):
+        ATSBuilder().sample_with(replacement="yes")
+    whole = build(x_low, x_high, attention, feature).sample_with(replacement=1).estimator("iid")
+    check(whole.get(), x_low, x_high, attention, feature, "iid")
+
+
+def test_the_data_format_of_a_batch_of_ones_own():
+    """Its channels come first because it says so, or because Keras does."""
+    x_low, x_high = np.moveaxis(normal(2, 6, 5, 2), -1, 1), np.moveaxis(normal(2, 62, 49, 2), -1, 1)
+    inner = FromTensors([x_low, x_high], None, data_format="channels_first")
+
+    class Mine(MultiResolutionBatch):
+        inputs, targets, data, patches = inner.inputs, inner.targets, inner.data, inner.patches
+
+    class First(Mine):
+        data_format = "channels_first"
+
+    def patches(batch):
+        builder = (
+            ATSBuilder().from_batch(batch).attention(lambda x: ops.exp(x[:, 0])).feature(lambda p: ops.mean(p, (2, 3)))
+        )
+        return builder.patch_size(8).n_patches(3).get().patches
+
+    assert MultiResolutionBatch.data_format is None and patches(First()).shape == (2, 3, 2, 8, 8)
+    with pytest.raises(ValueError, match=r"^data_format: must be one of .*got 'first'"):
+        patches(type("Wrong", (Mine,), {"data_format": "first"})())
+    keras.config.set_image_data_format("channels_first")
+    try:
+        assert patches(Mine()).shape == (2, 3, 2, 8, 8)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
 def test_builder_says_what_is_missing():
     with pytest.raises(ValueError, match=r"^batch: is missing; call from_tensors\(\) or from_batch\(\) before get"):
         ATSBuilder().get()

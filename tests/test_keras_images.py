@@ -143,6 +143,16 @@ def test_they_train_in_a_model_and_their_state_is_saved(tmp_path):
     assert np.array_equal(to_numpy(model(x, training=True)), to_numpy(loaded(x, training=True)))
 
 
+def test_only_the_layer_that_uses_our_operations_refuses_jit():
+    assert ImageLinearTransform().supports_jit and not ImagePan(3).supports_jit
+    x = images(4)
+    model = keras.Sequential([keras.Input(x.shape[1:]), ImageLinearTransform(p=1.0), keras.layers.Flatten(),
+                              keras.layers.Dense(1)])  # fmt: skip
+    if keras.backend.backend() == "tensorflow":
+        model.compile("sgd", "mse", jit_compile=True)
+        assert np.isfinite(model.fit(x, np.zeros((4, 1)), verbose=0).history["loss"]).all()
+
+
 def test_a_set_seed_repeats():
     def run():
         keras.utils.set_random_seed(3)

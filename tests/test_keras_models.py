@@ -47,7 +47,7 @@ def attention_network():
 
 def feature_network(axes=2, width=3):
     mean = {1: layers.GlobalAveragePooling1D, 2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling3D}[axes]
-    return keras.Sequential([layers.Dense(width, activation="tanh"), mean()])
+    return keras.Sequential([layers.Dense(width, activation="tanh"), mean()], name="feature")
 
 
 def functional(axes=2, channels=1, shape=None, **options):
@@ -94,7 +94,7 @@ def test_it_is_what_the_reference_says(axes, options):
     drawn = ats_core.sample(attention, 5, rng=(7, 0), replace=options.get("replace", False))
     origins = reference.locate(drawn.indices, GRID[:axes], SIZE[:axes], (8,) * axes, low.shape[1:-1])
     assert np.array_equal(patches, reference.extract_patches(x, origins, (8,) * axes).astype("float32"))
-    kernel, bias = model.layers[-2].get_weights()  # the feature network
+    kernel, bias = model.get_layer("feature").get_weights()
     each = np.tanh(patches.astype("float64") @ kernel + bias).mean(axis=tuple(range(2, 2 + axes)))
     estimator = options.get("estimator", "iid" if options.get("replace") else "murthy")
     assert_close(features, reference.expectation(each, drawn.attention, estimator, drawn.threshold), "float32", scale=1)
@@ -226,7 +226,7 @@ def test_explicit_rng_and_topk():
     chosen = ats_core.topk(attention, 5)
     origins = reference.locate(chosen.indices, GRID[:2], SIZE[:2], (8, 8))
     assert np.array_equal(patches, reference.extract_patches(x, origins, (8, 8)).astype("float32"))
-    each = to_numpy(best.layers[-2](patches.reshape(20, 8, 8, 1))).reshape(4, 5, 3)
+    each = to_numpy(best.get_layer("feature")(patches.reshape(20, 8, 8, 1))).reshape(4, 5, 3)
     assert_close(features, reference.expectation(each, chosen.attention, "normalized"), "float32", scale=1)
     assert not np.array_equal(to_numpy(best(x, training=True)[2]), to_numpy(best(x, training=True)[2]))
 
@@ -344,6 +344,75 @@ def test_mixed_precision_trains(policy):
         assert all(np.isfinite(w).all() for w in model.get_weights())
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def quick_start(kernel=3):
+    from ats.core import attention_sampling
+    from ats.utils.layers import L2Normalize, SampleSoftmax
+    from ats.utils.regularizers import multinomial_entropy
+
+    x_high = keras.Input((100, 100, 1))
+    x_low = layers.AveragePooling2D(pool_size=(10, 10))(x_high)
+    attention = keras.Sequential([
+        layers.Conv2D(8, 3, padding="same", activation="tanh"),
+        layers.Conv2D(1, kernel, padding="same"),
+        SampleSoftmax(squeeze_channels=True),
+    ])  # fmt: skip
+    feature = keras.Sequential([layers.Conv2D(8, 3, activation="relu"), layers.GlobalAveragePooling2D(), L2Normalize()])
+    features, attention, _ = attention_sampling(
+        attention, feature, patch_size=(32, 32), n_patches=10, attention_regularizer=multinomial_entropy(0.01)
+    )([x_low, x_high])
+    return keras.Model(inputs=x_high, outputs=layers.Dense(10, activation="softmax")(features))
+
+
+def on_torch_cpu():
+    if not ON_TORCH:
+        return False
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+# PyTorch has no gradient of a convolution with one output channel and Keras's weights where its CPU kernels are the slow
+# ones: float16, or a small batch of one. It is not ours: neither the layout of the gradient that comes to the convolution
+# nor anything else behind it matters.
+no_gradient = pytest.mark.xfail(
+    on_torch_cpu(),
+    reason="slow_conv2d: grad_weight must be contiguous (PyTorch's CPU kernels)",
+    raises=RuntimeError,
+    strict=True,
+)
+
+
+@pytest.mark.parametrize("policy, kernel, batch", [
+    pytest.param("mixed_float16", 3, 4, marks=no_gradient),
+    pytest.param("float32", 3, 1, marks=no_gradient),
+    ("mixed_bfloat16", 3, 4), ("mixed_bfloat16", 3, 1), ("mixed_float16", 1, 4), ("float32", 1, 1), ("float32", 3, 4),
+])  # fmt: skip
+def test_convolutions_train(policy, kernel, batch):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model, x = quick_start(kernel), np.random.default_rng(0).normal(size=(batch, 100, 100, 1)).astype("float32")
+        model.compile("adam", "sparse_categorical_crossentropy")
+        before = [w.copy() for w in model.get_weights()]
+        assert np.isfinite(model.fit(x, np.arange(batch), epochs=2, verbose=0).history["loss"]).all()
+        after = model.get_weights()
+        assert all(np.isfinite(w).all() for w in after) and not np.array_equal(before[2], after[2])
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "float64"])
+def test_a_dtype_of_its_own(dtype):
+    sampling = attention_sampling(attention_network(), feature_network(), 8, 5, dtype=dtype)
+    patches = sampling([images()[:, ::10, ::10], images()])[2]
+    assert keras.backend.standardize_dtype(patches.dtype) == dtype.removeprefix("mixed_")
+    assert attention_sampling.from_config(sampling.get_config()).dtype_policy.name == dtype
+    seen = []
+    sampling = attention_sampling(attention_network(), lambda p: (seen.append(p.dtype), keras.ops.mean(p, (1, 2)))[1], 8, 5,
+                                  scales=(1, 2), dtype=dtype)  # fmt: skip
+    sampling([keras.Input((6, 5, 1)), keras.Input((*SIZE[:2], 1))])
+    assert seen == [dtype.removeprefix("mixed_")]
 
 
 def test_a_model_with_uint8_images():

@@ -116,6 +116,16 @@ def test_the_same_picks_as_numpy():
     assert np.array_equal(indices, ats_core.sample(attention, 6, rng=11).indices)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_rng_tensors(dtype):
+    """Keras makes int32 of integers."""
+    low, high, attention = inputs(2)
+    layer = SamplePatches(6, 3, details=True)
+    for rng in (ops.convert_to_tensor([5, 1], dtype=dtype), np.array([5, 1], dtype)):
+        indices = to_numpy(layer([low, high, attention], rng=rng)[2])
+        assert np.array_equal(indices, ats_core.sample(attention, 6, rng=(5, 1)).indices)
+
+
 def test_call_c_draws_with_seed_and_c_times_2_to_the_32():
     low, high, attention = inputs(2)
     layer = SamplePatches(6, 3, details=True, seed=12)

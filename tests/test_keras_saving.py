@@ -1,5 +1,6 @@
 """Models with attention_sampling saved, loaded and exported, also in another process; and jit_compile."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,6 @@ import pytest
 
 keras = pytest.importorskip("keras", exc_type=ImportError)
 
-from keras import layers
-
 from ats_core.keras import AttentionSampling, MultinomialEntropy, SamplePatches
 from test_keras_models import (
     ON_TORCH,
@@ -21,6 +20,7 @@ from test_keras_models import (
     feature_network,
     functional,
     images,
+    quick_start,
     to_numpy,
 )
 
@@ -54,25 +54,6 @@ def test_a_subclassed_model_owns_everything(tmp_path):
     assert np.array_equal(to_numpy(model(x)), to_numpy(loaded(x)))
 
 
-def quick_start():
-    from ats.core import attention_sampling
-    from ats.utils.layers import L2Normalize, SampleSoftmax
-    from ats.utils.regularizers import multinomial_entropy
-
-    x_high = keras.Input((100, 100, 1))
-    x_low = layers.AveragePooling2D(pool_size=(10, 10))(x_high)
-    attention = keras.Sequential([
-        layers.Conv2D(8, 3, padding="same", activation="tanh"),
-        layers.Conv2D(1, 3, padding="same"),
-        SampleSoftmax(squeeze_channels=True),
-    ])  # fmt: skip
-    feature = keras.Sequential([layers.Conv2D(8, 3, activation="relu"), layers.GlobalAveragePooling2D(), L2Normalize()])
-    features, attention, _ = attention_sampling(
-        attention, feature, patch_size=(32, 32), n_patches=10, attention_regularizer=multinomial_entropy(0.01)
-    )([x_low, x_high])
-    return keras.Model(inputs=x_high, outputs=layers.Dense(10, activation="softmax")(features))
-
-
 def test_quick_start_trained_saved_and_loaded_in_another_process(tmp_path):
     model = quick_start()
     x = np.random.default_rng(0).normal(size=(6, 100, 100, 1)).astype("float32")
@@ -89,6 +70,40 @@ def test_quick_start_trained_saved_and_loaded_in_another_process(tmp_path):
         """
     in_a_fresh_process(code, tmp_path)
     assert np.array_equal(np.load(tmp_path / "y.npy"), model.predict(x, verbose=0))  # the random state was saved too
+
+
+def test_an_h5_file(tmp_path):
+    """Keras's older format has no place for plain operations: everything in the model is a layer."""
+    more = {"scales": (1, 2), "estimator": "horvitz_thompson", "attention_regularizer": MultinomialEntropy(0.1)}
+    for options in ({}, more):
+        model, x = classifier(inference="topk", name="eye", **options), images()
+        model.save(tmp_path / "model.h5")
+        again = keras.models.load_model(tmp_path / "model.h5")
+        assert np.array_equal(to_numpy(model(x)), to_numpy(again(x)))
+    assert sum(layer.name.startswith("total_reshape") for layer in model.layers) == 2
+    assert sum(layer.name.startswith("permute") for layer in model.layers) == 1
+
+
+def test_the_layers_of_ats_are_loaded_without_it(tmp_path):
+    import ats
+
+    features, attention = keras.Input((3, 4)), keras.Input((3,))
+    model = keras.Model([features, attention], ats.core.Expectation(name="mean")([features, attention]))
+    model.save(tmp_path / "expectation.keras")
+    sampling = ats.core.attention_sampling(attention_network(), feature_network(), 8, 5, inference="topk", name="eye")
+
+    (tmp_path / "config.json").write_text(json.dumps(keras.saving.serialize_keras_object(sampling)))
+    code = """
+        import json, sys
+        import keras
+        import ats_core.keras
+        mean = keras.models.load_model(sys.argv[1] + "/expectation.keras").get_layer("mean")
+        sampling = keras.saving.deserialize_keras_object(json.load(open(sys.argv[1] + "/config.json")))
+        assert type(mean) is ats_core.keras.Expectation and mean.estimator == "des_raj"
+        assert type(sampling) is ats_core.keras.AttentionSampling and sampling.expectation.estimator == "des_raj"
+        assert "ats" not in sys.modules
+        """
+    in_a_fresh_process(code, tmp_path)
 
 
 def test_every_option_survives_a_save(tmp_path):

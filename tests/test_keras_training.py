@@ -40,6 +40,18 @@ def test_every_element_once_an_epoch_in_a_new_order():
     assert len(list(batcher)) == 5
 
 
+def test_no_shuffle_keeps_the_order():
+    batcher = Batcher(pairs(), 5, shuffle=False)
+    for _ in range(3):
+        assert order(batcher) == list(range(23))
+        batcher.on_epoch_end()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(1.0)])
+    for shuffle in (True, False):  # Keras ends an epoch in predict too
+        batcher = Batcher(pairs(), 5, seed=0, shuffle=shuffle)
+        first, second = (model.predict(batcher, verbose=0)[:, 0].tolist() for _ in range(2))
+        assert first == list(range(23)) and (first == second) is not shuffle and sorted(second) == first
+
+
 def test_the_seed_decides_the_order():
     def second(seed):
         batcher = Batcher(pairs(), seed=seed)
@@ -55,7 +67,9 @@ def test_the_seed_decides_the_order():
 
 def test_structures_of_inputs():
     x = [([np.full((2, 2), i), np.float32(i)], {"a": i, "b": (i, None)}, 0.5 * i) for i in range(5)]
-    (first, second), targets, weights = Batcher(x, 3)[1]
+    inputs, targets, weights = Batcher(x, 3)[1]
+    assert type(inputs) is tuple
+    first, second = inputs
     assert first.shape == (2, 2, 2) and second.tolist() == [3, 4] and weights.tolist() == [1.5, 2]
     assert targets["a"].tolist() == [3, 4] and targets["b"][0].tolist() == [3, 4] and targets["b"][1] is None
     inputs, targets = Batcher([(np.ones(3), None)] * 4, 2)[0]
@@ -129,6 +143,52 @@ def test_fit_evaluate_and_predict(workers):
     loss = model.evaluate(Batcher(data, 4), verbose=0)
     wanted = model.evaluate([x, x[:, :1]], 10 * x[:, 0], batch_size=4, verbose=0)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+
+
+class Listed(keras.utils.PyDataset):
+    """Elements, or batches, as the reference library's examples make them: with lists of inputs."""
+
+    def __init__(self, batch=None):
+        super().__init__()
+        self.batch = batch
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        x = np.full((2,) if self.batch is None else (self.batch, 2), i, "float32")
+        return [x, x[..., :1]], [10 * x[..., 0], x[..., 0]]
+
+
+@pytest.mark.parametrize("make, rows", [
+    (lambda: Batcher(Listed(), 4), 6),
+    (lambda: Batcher(Listed(), 4, workers=2), 6),
+    (lambda: LambdaTransform(Listed(batch=4), list), 24),
+    (lambda: compose_sequences(Listed(), [(Batcher, 4), (LambdaTransform, list)]), 6),
+    (lambda: compose_sequences(Listed(), [(LambdaTransform, list), (Batcher, 4)]), 6),
+], ids=["batcher", "workers", "transform", "batcher in transform", "transform in batcher"])  # fmt: skip
+def test_lists_of_inputs_and_targets(make, rows):
+    inputs = [keras.Input((2,)), keras.Input((1,))]
+    joined = keras.layers.Concatenate()(inputs)
+    model = keras.Model(inputs, [keras.layers.Dense(1)(joined), keras.layers.Dense(1)(joined)])
+    model.compile("sgd", ["mse", "mse"])
+    x = np.repeat(np.arange(6, dtype="float32"), rows // 6)
+    columns = np.stack([x, x], 1)
+    wanted = model.evaluate([columns, columns[:, :1]], [10 * x, x], verbose=0)
+    np.testing.assert_allclose(model.evaluate(make(), verbose=0)[0], wanted[0], rtol=1e-5)  # the sum of the losses
+    first, second = model.predict(make(), verbose=0)
+    np.testing.assert_allclose(first, model.predict([columns, columns[:, :1]], verbose=0)[0], rtol=1e-5)
+    assert first.shape == second.shape == (rows, 1)
+    before = model.get_weights()
+    assert np.isfinite(model.fit(make(), epochs=2, verbose=0).history["loss"]).all()
+    assert not np.array_equal(before[0], model.get_weights()[0])
+
+
+def test_bad_options():
+    with pytest.raises(TypeError, match=r"^shuffle: must be True or False, got 'no'"):
+        Batcher(pairs(), shuffle="no")
+    with pytest.raises(TypeError, match=r"^seed: must be an integer, got True"):
+        Batcher(pairs(), seed=True)
 
 
 def test_bad_batch_sizes():

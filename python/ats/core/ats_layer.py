@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
@@ -11,29 +11,32 @@ from ats_core.keras import SamplePatches
 
 __all__ = ["Expectation", "SamplePatches", "attention_sampling"]
 
+Layer = TypeVar("Layer", bound=type[keras.layers.Layer])
 
-@keras.saving.register_keras_serializable(package="ats.core")
+
+def _saved_as_its_base(layer: Layer) -> Layer:
+    """Save a layer as the one that it derives from, which a program without `ats` can load: the options say it all."""
+    base = layer.__mro__[1]
+    for each in (layer, base):  # the last one is what is made of the name
+        keras.saving.register_keras_serializable(package="ats", name=base.__name__)(each)
+    return layer
+
+
+@_saved_as_its_base
 class Expectation(_keras.Expectation):
     """`ats_core.keras.Expectation` with "iid" for replace=True, and "des_raj" otherwise unless told."""
 
-    def __init__(self, replace: bool = False, *, estimator: str | None = None, **kwargs: Any) -> None:
-        super().__init__(estimator or ("iid" if replace else "des_raj"), **kwargs)
+    def __init__(
+        self, replace: bool = False, *, estimator: str | None = None, inference: str = "sample", **kwargs: Any
+    ) -> None:
+        super().__init__(estimator or ("iid" if replace else "des_raj"), inference=inference, **kwargs)
 
 
-def attention_sampling(
-    attention: Any,
-    feature: Any,
-    patch_size: Any = None,
-    n_patches: int = 10,
-    replace: bool = False,
-    attention_regularizer: Any = None,
-    receptive_field: Any = 0,
-    *,
-    estimator: str | None = None,
-    **more: Any,
-) -> _keras.AttentionSampling:
-    """`ats_core.keras.attention_sampling` with "iid" for replace=True, and "des_raj" otherwise unless told."""
-    more["estimator"] = estimator or ("iid" if replace else "des_raj")
-    return _keras.attention_sampling(
-        attention, feature, patch_size, n_patches, replace, attention_regularizer, receptive_field, **more
-    )
+@_saved_as_its_base
+class AttentionSampling(_keras.AttentionSampling):
+    __doc__ = _keras.AttentionSampling.__doc__
+
+    default_estimator = "des_raj"
+
+
+attention_sampling = AttentionSampling

@@ -1,1 +1,5 @@
 """Operations."""
+
+from . import extract_patches
+
+__all__ = ["extract_patches"]

@@ -59,8 +59,20 @@ def to_range(name: str, value: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def to_field(receptive_field: Sizes) -> int | tuple[int, ...]:
+    """The receptive field of an attention network."""
+    if receptive_field is None:
+        raise TypeError(
+            "receptive_field: must be that of the attention network's convolutions without padding, in pixels of x_low, or 0 "
+            "if they pad, got None"
+        )
+    return to_option("receptive_field", receptive_field, 0)
+
+
 def to_seed(seed: SupportsIndex | None) -> int | None:
     """A seed that both backends' generators hold."""
+    if isinstance(seed, (bool, np.bool_)):
+        raise TypeError(f"seed: must be an integer, got {seed!r}")
     number = None if seed is None else to_int("seed", seed)
     if number is not None and not 0 <= number < 2**31:
         raise ValueError(f"seed: must be between 0 and 2**31 - 1, got {seed!r}")
@@ -71,6 +83,10 @@ def to_data_format(data_format: str | None) -> str:
     if data_format is None:
         return str(keras.config.image_data_format())
     return to_choice("data_format", data_format, ("channels_last", "channels_first"))
+
+
+def to_channel_axis(data_format: str) -> int:
+    return 1 if data_format == "channels_first" else -1
 
 
 def to_extraction(
@@ -110,10 +126,12 @@ __all__ = [
     "Sizes",
     "to_axes",
     "to_bool",
+    "to_channel_axis",
     "to_choice",
     "to_count",
     "to_data_format",
     "to_extraction",
+    "to_field",
     "to_float",
     "to_int",
     "to_ints",

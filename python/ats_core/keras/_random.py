@@ -14,8 +14,8 @@ from .ops import is_torch_export
 class RandomLayer(keras.layers.Layer):
     """A layer with random numbers of its own, whose state is saved with the model.
 
-    It leaves the dtype of its inputs alone (no autocast), and asks Keras not to compile it with XLA, which has no
-    kernels for the operations of ats_core.
+    It leaves the dtype of its inputs alone (no autocast). Every call that draws moves the state on, a validation's, an
+    `evaluate`'s and a `predict`'s too: what training draws afterwards depends on how often these were called.
 
     Args:
         seed: of the random numbers, between 0 and 2**31 - 1; None takes one from Python's generator, so that
@@ -26,7 +26,6 @@ class RandomLayer(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.seed = to_seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self.supports_jit = False
 
     def next_rng(self) -> Any:
         """(seed, call * 2**32) of this call: rows of a batch add to the offset, so that calls have to be far apart.

@@ -8,21 +8,56 @@ from typing import Any, SupportsIndex
 import keras
 
 from . import ops
-from ._arguments import Sizes, to_data_format
-from .layers import ActivityRegularizer
-from .sampling import Expectation, SamplePatches, check_shapes
+from ._arguments import Sizes, to_channel_axis, to_data_format
+from .functional import is_symbolic
+from .layers import ActivityRegularizer, TotalReshape
+from .sampling import Expectation, SamplePatches, check_images, to_unbiased
 
 Network = Callable[[Any], Any]
 
 
 @keras.saving.register_keras_serializable(package="ats")
 class AttentionSampling(keras.layers.Layer):
-    """What `attention_sampling` returns.
+    """Classify a large image by a few patches of it, which a cheap network's attention chooses.
+
+    ``features, attention, patches = attention_sampling(attention, feature, 32)([x_low, x_high])``
 
     Called with Keras's symbolic inputs it is a function: the model consists of the two networks and of the layers
     `SamplePatches`, `Expectation` and `ActivityRegularizer`. Called with tensors it is a layer that has these as its
     own, so that a subclassed model to which it is assigned finds their weights, losses and random numbers.
+
+    It draws at random when not training too, so `predict` and `evaluate` answer a little differently every time, and
+    move the random state on (a validation changes what the next epoch draws). For one answer: inference="topk", or an
+    `rng` in the call.
+
+    Args:
+        attention: a Keras layer, model or callable, x_low (B, *low, C) -> attention (B, *grid), or with a channel axis
+            of size 1; weights of any scale (`SampleSoftmax` makes a distribution). D = 1 to 3 spatial axes.
+        feature: a Keras layer, model or callable, patches (B * n, *patch, C) -> (B * n, ...). With `scales` these are
+            stacked on the channel axis, the finest first: (B * n, *patch, S * C).
+        patch_size: one size for every spatial axis, or one each; by default that of the feature layer's input.
+        n_patches, replace, receptive_field, scales, padding, fill, mean, std, inference, seed: as for `SamplePatches`.
+        attention_regularizer: as for `ActivityRegularizer`, of the attention layer's output; `multinomial_entropy`.
+        estimator: as for `Expectation`, unbiased; "iid" with replace=True (and only then), otherwise
+            `default_estimator`, which is "murthy", in `ats` "des_raj".
+        data_format: keras.config.image_data_format() by default. With channels_first C stands behind the batch axis.
+        name: what the names of the layers for sampling, regularising and estimating begin with.
+        dtype: of the layers: a dtype or a policy, which decides what the patches are; Keras's own by default.
+
+    Call:
+        [x_low, x_high]: (B, *low, C), (B, *high, C). rng: as for `SamplePatches`.
+
+    Returns:
+        [features, attention, patches]: the expected features (B, ...), the attention layer's output, and the patches
+        that were looked at, as `SamplePatches` returns them.
+
+    Raises:
+        ValueError: an unknown or biased estimator; "iid" without replace=True or the other way round; options that
+            suit no image; a patch size that cannot be inferred; patches or images that do not suit the networks.
+        TypeError: an option of a type that means nothing here.
     """
+
+    default_estimator = "murthy"
 
     def __init__(
         self,
@@ -35,23 +70,28 @@ class AttentionSampling(keras.layers.Layer):
         receptive_field: Sizes = 0,
         *,
         estimator: str | None = None,
-        inference: str = "sample",
-        data_format: str | None = None,
-        seed: SupportsIndex | None = None,
-        name: str | None = None,
         scales: Sequence[SupportsIndex] | None = None,
         padding: str = "constant",
         fill: float = 0.0,
         mean: Any = None,
         std: Any = None,
+        inference: str = "sample",
+        data_format: str | None = None,
+        seed: SupportsIndex | None = None,
+        name: str | None = None,
+        dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, autocast=False, **kwargs)
+        super().__init__(name=name, dtype=dtype, autocast=False, **kwargs)
         for role, network in (("attention", attention), ("feature", feature)):
             if not callable(network):
                 raise TypeError(f"{role}: must be a Keras layer or a callable, got {network!r}")
-        if estimator is None:
-            estimator = "iid" if replace else "murthy"
+        estimator = ("iid" if replace else self.default_estimator) if estimator is None else to_unbiased(estimator)
+        if (estimator == "iid") != bool(replace):
+            raise ValueError(
+                f"estimator: 'iid' is for replace=True and the others are for replace=False, got {estimator!r} with "
+                f"replace={replace}"
+            )
         self.data_format = to_data_format(data_format)
 
         def part(suffix: str) -> str | None:
@@ -60,16 +100,6 @@ class AttentionSampling(keras.layers.Layer):
         self.expectation = Expectation(
             estimator, inference=inference, dtype=self.dtype_policy, name=part("expectation")
         )
-        if estimator == "normalized":
-            raise ValueError(
-                "estimator: 'normalized' is biased, and is what inference='topk' takes when not training; choose another "
-                "to train with"
-            )
-        if (estimator == "iid") != bool(replace):
-            raise ValueError(
-                f"estimator: 'iid' is for replace=True and the others are for replace=False, got {estimator!r} with "
-                f"replace={replace}"
-            )
         self.attention = attention
         self.feature = feature
         self.sampler = SamplePatches(
@@ -97,7 +127,7 @@ class AttentionSampling(keras.layers.Layer):
         self.supports_jit = False
 
     def __call__(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:
-        if not any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(inputs)):
+        if not is_symbolic(*keras.tree.flatten(inputs)):
             told = {} if training is None else {"training": training}  # None would hide what the outer model is told
             outputs: list[Any] = super().__call__(inputs, rng=rng, **told)
             return outputs
@@ -113,7 +143,7 @@ class AttentionSampling(keras.layers.Layer):
         if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
             raise ValueError(f"inputs: must be [x_low, x_high], got {inputs!r}")
         x_low, x_high = inputs
-        check_shapes(x_low, x_high, None, 1 if self.data_format == "channels_first" else -1)
+        check_images(x_low, x_high, to_channel_axis(self.data_format))
         attention = self.attention(x_low)
         if self.regularizer is not None:
             attention = self.regularizer(attention)
@@ -124,7 +154,7 @@ class AttentionSampling(keras.layers.Layer):
 
     def _look_at(self, patches: Any, axes: int) -> Any:
         """Features (B, n, ...) of patches (B, n, [S,] *patch, C): the scales are stacked on the channel axis."""
-        n, *sizes = ops.known_shape(patches)[1:]
+        n, sizes = self.sampler.n_patches, ops.known_shape(patches)[2:]
         shape = [size for size in sizes if size is not None]
         if len(shape) < len(sizes):
             raise ValueError(f"x_high: the number of channels must be known, got patches {tuple(patches.shape)}")
@@ -133,13 +163,18 @@ class AttentionSampling(keras.layers.Layer):
             if self.data_format == "channels_first":
                 shape[0] *= scales
             else:
-                patches = keras.ops.moveaxis(patches, 2, -2)
+                order = (1, *range(3, 3 + axes), 2, 3 + axes)
+                patches = _apply(keras.layers.Permute(order, dtype=self.dtype_policy), patches)
                 shape[-1] *= scales
-        features = self.feature(keras.ops.reshape(patches, (-1, *shape)))
-        rest = ops.known_shape(features)[1:]
-        if None in rest:
-            raise ValueError(f"feature: the network must return a shape that is known but for the batch, got {rest}")
-        return keras.ops.reshape(features, (-1, n, *rest))
+        _check_feature(self.feature, tuple(shape))
+        features = self.feature(_apply(TotalReshape((-1, *shape)), patches))
+        returned = ops.known_shape(features)[1:]
+        rest = [size for size in returned if size is not None]
+        if len(rest) < len(returned):
+            raise ValueError(
+                f"feature: the network must return a shape that is known but for the batch, got {returned}"
+            )
+        return _apply(TotalReshape((-1, n, *rest)), features)
 
     def get_config(self) -> dict[str, Any]:
         sampler = self.sampler.get_config()
@@ -161,69 +196,24 @@ class AttentionSampling(keras.layers.Layer):
         return cls(**{**config, **{key: keras.saving.deserialize_keras_object(config[key]) for key in parts}})
 
 
-def attention_sampling(
-    attention: Network,
-    feature: Network,
-    patch_size: Sizes | None = None,
-    n_patches: SupportsIndex = 10,
-    replace: bool = False,
-    attention_regularizer: Any = None,
-    receptive_field: Sizes = 0,
-    *,
-    estimator: str | None = None,
-    scales: Sequence[SupportsIndex] | None = None,
-    padding: str = "constant",
-    fill: float = 0.0,
-    mean: Any = None,
-    std: Any = None,
-    inference: str = "sample",
-    data_format: str | None = None,
-    seed: SupportsIndex | None = None,
-    name: str | None = None,
-) -> AttentionSampling:
-    """Classify a large image by a few patches of it, which a cheap network's attention chooses.
+attention_sampling = AttentionSampling
+"""The reference library's name for it."""
 
-    ``features, attention, patches = attention_sampling(attention, feature, 32)([x_low, x_high])``
 
-    Args:
-        attention: a Keras layer, model or callable, x_low (B, *low, C) -> attention (B, *grid), or with a channel axis
-            of size 1; weights of any scale (`SampleSoftmax` makes a distribution). D = 1 to 3 spatial axes.
-        feature: a Keras layer, model or callable, patches (B * n, *patch, C) -> (B * n, ...). With `scales` these are
-            stacked on the channel axis, the finest first: (B * n, *patch, S * C).
-        patch_size: one size for every spatial axis, or one each; by default that of the feature layer's input.
-        n_patches, replace, receptive_field, scales, padding, fill, mean, std, inference, seed: as for `SamplePatches`.
-        attention_regularizer: as for `ActivityRegularizer`, of the attention layer's output; `multinomial_entropy`.
-        estimator: as for `Expectation`, unbiased; "murthy" by default, and "iid" exactly with replace=True.
-        data_format: keras.config.image_data_format() by default. With channels_first C stands behind the batch axis.
-        name: what the names of the layers begin with.
+def _apply(layer: Any, x: Any) -> Any:
+    """A layer without state, which a functional model keeps; a plain operation of it would not survive an .h5 file."""
+    return layer(x) if is_symbolic(x) else layer.call(x)
 
-    Returns:
-        ([x_low, x_high], rng=None) -> [features, attention, patches]: the expected features (B, ...), the attention
-        layer's output, and the patches that were looked at, as `SamplePatches` returns them. `rng` as there.
 
-    Raises:
-        ValueError: an unknown or biased estimator; "iid" without replace=True or the other way round; options that
-            suit no image; a patch size that cannot be inferred. TypeError: an option of a type that means nothing here.
-    """
-    return AttentionSampling(
-        attention,
-        feature,
-        patch_size,
-        n_patches,
-        replace,
-        attention_regularizer,
-        receptive_field,
-        estimator=estimator,
-        scales=scales,
-        padding=padding,
-        fill=fill,
-        mean=mean,
-        std=std,
-        inference=inference,
-        data_format=data_format,
-        seed=seed,
-        name=name,
-    )
+def _check_feature(feature: Any, patch: tuple[int, ...]) -> None:
+    """Refuse patches of other sizes than a model was made for, which Keras does in words that name no argument."""
+    shape = getattr(feature, "input_shape", None)
+    if not isinstance(feature, keras.Model) or not isinstance(shape, tuple) or len(shape) != len(patch) + 1:
+        return
+    if any(takes not in (None, size) for takes, size in zip(shape[1:], patch, strict=True)):
+        raise ValueError(
+            f"feature: takes {shape[1:]}, but the patches are {patch}: leave its input_shape out or give it the patch's"
+        )
 
 
 def _infer_patch_size(feature: Any, data_format: str) -> tuple[int, ...]:

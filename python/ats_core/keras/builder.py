@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import keras
 
 from . import ops
-from ._arguments import Sizes, to_axes, to_count, to_option
+from ._arguments import Sizes, to_axes, to_bool, to_channel_axis, to_count, to_data_format, to_field, to_option
 from .data import FromTensors, MultiResolutionBatch
-from .functional import average, draw
+from .functional import draw, estimate
+from .sampling import has_channels, to_unbiased
 
 
 class ATSOutput(NamedTuple):
-    """What `ATSBuilder.get` returns: what has to be fed, the expected features (B, ...), the targets, the attention map
-    (B, *grid) and the patches (B, n, *patch, C)."""
+    """What `ATSBuilder.get` returns: what has to be fed, the expected features (B, ...), the targets, what the attention
+    network returned, and the patches (B, n, *patch, C)."""
 
     inputs: Any = None
     outputs: Any = None
@@ -47,6 +48,8 @@ class ATSBuilder:
 
     def from_batch(self, batch: MultiResolutionBatch) -> ATSBuilder:
         """Take data and patches from a `MultiResolutionBatch` (level 0 low, level 1 high)."""
+        if not isinstance(batch, MultiResolutionBatch):
+            raise TypeError(f"batch: must be a MultiResolutionBatch, got {batch!r}")
         self._batch = batch
         return self
 
@@ -55,13 +58,13 @@ class ATSBuilder:
         return self.from_batch(FromTensors(xs, y))
 
     def attention(self, attention: Callable[[Any], Any]) -> ATSBuilder:
-        """The attention network: x_low -> (B, *grid)."""
+        """The attention network: x_low -> (B, *grid), or with a channel axis of size 1."""
         self._attention = attention
         return self
 
     def attention_receptive_field(self, receptive_field: Sizes) -> ATSBuilder:
         """Its receptive field, in pixels of x_low; 0 if it pads."""
-        self._receptive_field = to_option("receptive_field", receptive_field, 0)
+        self._receptive_field = to_field(receptive_field)
         return self
 
     def feature(self, feature: Callable[[Any], Any]) -> ATSBuilder:
@@ -81,7 +84,7 @@ class ATSBuilder:
 
     def sample_with(self, *, replacement: bool) -> ATSBuilder:
         """Sample with replacement or without."""
-        self._replace = replacement is True
+        self._replace = to_bool("replacement", replacement)
         return self
 
     def sample_with_replacement(self) -> ATSBuilder:
@@ -91,15 +94,16 @@ class ATSBuilder:
         return self.sample_with(replacement=False)
 
     def estimator(self, estimator: str) -> ATSBuilder:
-        """As for `Expectation`; "iid" with replacement and `default_estimator` without, unless told."""
-        self._estimator = estimator
+        """As for `Expectation`, unbiased; "iid" with replacement and `default_estimator` without, unless told."""
+        self._estimator = to_unbiased(estimator)
         return self
 
     def get(self) -> ATSOutput:
-        """Sample, cut, look and average.
+        """Sample, cut, look and estimate.
 
         Raises:
-            ValueError: something was not given; "iid" without replacement or another estimator with it.
+            ValueError: something was not given; "iid" without replacement or another estimator with it; an attention
+                that is no map over x_low.
         """
         batch = _given("batch", self._batch, "from_tensors() or from_batch()")
         network, feature = _given("attention", self._attention), _given("feature", self._feature)
@@ -108,21 +112,22 @@ class ATSBuilder:
         if (estimator == "iid") != self._replace:
             raise ValueError(f"estimator: 'iid' is for sampling with replacement and only it is, got {estimator!r}")
         x_low = batch.data(0)
+        channel_axis = to_channel_axis(to_data_format(batch.data_format))
         attention = network(x_low)
-        samples, probabilities, threshold = draw(attention, n, self._replace, logits=False)
-        axes = len(attention.shape) - 1
+        map_ = keras.ops.squeeze(attention, channel_axis) if has_channels(attention, x_low, channel_axis) else attention
+        samples, probabilities, threshold = draw(map_, n, self._replace, logits=False)
+        axes = len(map_.shape) - 1
         field = to_axes("receptive_field", self._receptive_field, axes)
-        channel_axis = 1 if getattr(batch, "data_format", "channels_last") == "channels_first" else -1
         sizes = _sizes(x_low, channel_axis)
         seen = [None if size is None else size - f for size, f in zip(sizes, field, strict=True)]
         offsets = keras.ops.cast(keras.ops.zeros_like(samples), "float32")
         offsets = offsets + keras.ops.convert_to_tensor([f / 2 for f in field], dtype="float32")
         patches, _ = batch.patches(
-            samples, offsets, _sizes(attention, None), seen, to_axes("patch_size", patch_size, axes), 0, 1
+            samples, offsets, _sizes(map_, None), seen, to_axes("patch_size", patch_size, axes), 0, 1
         )
         features = feature(keras.ops.reshape(patches, (-1, *ops.known_shape(patches)[2:])))
         features = keras.ops.reshape(features, (-1, n, *ops.known_shape(features)[1:]))
-        outputs = average(features, probabilities, estimator, threshold)
+        outputs = estimate(features, probabilities, estimator, threshold)
         return ATSOutput(batch.inputs(), outputs, batch.targets(), attention, patches)
 
 

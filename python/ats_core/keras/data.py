@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,19 @@ from keras import KerasTensor
 from keras import ops as kops
 
 from . import ops
-from ._arguments import to_axes, to_data_format, to_option
+from ._arguments import to_axes, to_channel_axis, to_data_format, to_option
 from .functional import is_symbolic
+from .sampling import check_images
 
 
 class MultiResolutionBatch:
-    """A batch of images, each at several resolutions (levels), the lowest first; all levels show the same region."""
+    """A batch of images, each at several resolutions (levels), the lowest first; all levels show the same region.
+
+    Attributes:
+        data_format: where the channels of `data` and `patches` are; None: keras.config.image_data_format().
+    """
+
+    data_format: str | None = None
 
     def inputs(self) -> list[Any]:
         """Tensors that a caller has to feed."""
@@ -62,12 +70,19 @@ class FromTensors(MultiResolutionBatch):
         xs: images of each level, the lowest resolution first: (B, *spatial, C), or (B, C, *spatial).
         y: the targets, anything.
         data_format: keras.config.image_data_format() by default.
+
+    Raises:
+        ValueError: a level is smaller than the one before on every axis, or has another number of axes.
     """
+
+    data_format: str
 
     def __init__(self, xs: Sequence[Any], y: Any, *, data_format: str | None = None) -> None:
         self._xs = [x if is_symbolic(x) else kops.convert_to_tensor(x) for x in xs]
         self._y = y
         self.data_format = to_data_format(data_format)
+        for i, (low, high) in enumerate(itertools.pairwise(self._xs)):
+            check_images(low, high, to_channel_axis(self.data_format), (f"xs[{i}]", f"xs[{i + 1}]"))
 
     def inputs(self) -> list[Any]:
         return []
@@ -108,7 +123,7 @@ def cut(
 ) -> tuple[Any, Any]:
     """What `MultiResolutionBatch.patches` says, of [images of fromlevel, images of tolevel, samples, offsets]."""
     source, target, samples, offsets = (kops.convert_to_tensor(x) for x in tensors)
-    channel_axis = 1 if data_format == "channels_first" else -1
+    channel_axis = to_channel_axis(data_format)
     scale = _float64(ops.spatial_shape(target, channel_axis)) / _float64(ops.spatial_shape(source, channel_axis))
     step = _float64(previous_patch_size) * scale / _float64(sample_space)
     origins = _float64(offsets) * scale + _float64(samples) * step + step / 2 - _float64(patch_size) / 2

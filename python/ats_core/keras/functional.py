@@ -36,6 +36,7 @@ class SampleCells(RandomLayer):
         self.n = to_count("n", n)
         self.replace = to_bool("replace", replace)
         self.logits = to_bool("logits", logits)
+        self.supports_jit = False
 
     def call(self, attention: Any) -> list[Any]:
         return draw(attention, self.n, self.replace, self.logits, self.next_rng())
@@ -98,7 +99,7 @@ def expected(attention: Any, features: Any, replace: bool = False, weights: Any 
         (B, ...)
     """
     if weights is None:
-        return average(features, attention, "iid" if replace else "des_raj")
+        return estimate(features, attention, "iid" if replace else "des_raj")
     if is_symbolic(attention, features, weights):
         raise ValueError("weights: are taken with tensors, not in a functional model; leave them out, or use a layer")
     features, attention = keras.ops.convert_to_tensor(features), keras.ops.convert_to_tensor(attention)
@@ -110,15 +111,15 @@ def expected(attention: Any, features: Any, replace: bool = False, weights: Any 
         raise ValueError(f"weights: must be (B, n) or (n,) with n = {n}, got {tuple(weights.shape)}")
     weights = keras.ops.reshape(weights, (-1, n, *(1,) * (len(features.shape) - 2)))
     if replace:  # the mean of n * weight * feature
-        return average(n * weights * features, attention, "iid")
+        return estimate(n * weights * features, attention, "iid")
     # One estimate a sample (all the weight on it), which the weights average: right in its gradients too, as all of it
     # is linear in the weights.
     one = [keras.ops.cast(keras.ops.arange(n) == i, "float32") for i in range(n)]
-    estimates = [average(features, attention, "des_raj", weights=weight) for weight in one]
+    estimates = [estimate(features, attention, "des_raj", weights=weight) for weight in one]
     return keras.ops.sum(weights * keras.ops.stack(estimates, axis=1), axis=1)
 
 
-def average(features: Any, attention: Any, estimator: str, threshold: Any = None, weights: Any = None) -> Any:
+def estimate(features: Any, attention: Any, estimator: str, threshold: Any = None, weights: Any = None) -> Any:
     """`ats_core.expectation`, or its layer in a functional model."""
     more = [threshold] if estimator == "horvitz_thompson" else []
     if is_symbolic(features, attention):

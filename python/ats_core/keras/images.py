@@ -47,10 +47,12 @@ class ImageLinearTransform(RandomLayer):
             return ops.cast(x, self.compute_dtype)
         x = at_least_float32(x)
         shape = (ops.shape(x)[0], *(1,) * (len(x.shape) - 1))
-        uniform = [keras.random.uniform(shape, dtype="float32", seed=self.seed_generator) for _ in range(3)]
-        a, b = (low + (high - low) * u for u, (low, high) in zip(uniform, (self.a, self.b), strict=False))
+        a, b, chance = (
+            keras.random.uniform(shape, low, high, dtype="float32", seed=self.seed_generator)
+            for low, high in (self.a, self.b, (0.0, 1.0))
+        )
         changed = ops.cast(a, x.dtype) * x + ops.cast(b, x.dtype)
-        return ops.cast(ops.where(uniform[2] < self.p, changed, x), self.compute_dtype)
+        return ops.cast(ops.where(chance < self.p, changed, x), self.compute_dtype)
 
     def compute_output_spec(self, x: Any, training: bool | None = None) -> Any:
         return KerasTensor(x.shape, dtype=self.compute_dtype)
@@ -98,6 +100,7 @@ class ImagePan(RandomLayer):
         self.vertically = to_bool("vertically", vertically)
         self.mode = to_choice("mode", mode, ("NEAREST", "BILINEAR"))
         self.data_format = to_data_format(data_format)
+        self.supports_jit = False  # its shift is an operation of ours
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         spec = self.compute_output_spec(x)

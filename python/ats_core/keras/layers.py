@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import keras
 from keras import KerasTensor
 
-from ._arguments import to_axes, to_bool, to_choice, to_data_format, to_ints, to_option, to_probability
+from ._arguments import to_axes, to_bool, to_channel_axis, to_choice, to_data_format, to_ints, to_option, to_probability
 from .ops import known_shape
 
 
@@ -61,7 +61,7 @@ class SampleSoftmax(keras.layers.Layer):
 
     @property
     def _channel_axis(self) -> int:
-        return 1 if self.data_format == "channels_first" else -1
+        return to_channel_axis(self.data_format)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         shape = list(input_shape)
@@ -99,6 +99,8 @@ class L2Normalize(keras.layers.Layer):
     def __init__(self, axis: SupportsIndex | Sequence[SupportsIndex] = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.axis = tuple(to_ints("axis", axis, None if isinstance(axis, (tuple, list)) else 1))
+        if not self.axis:
+            raise ValueError(f"axis: must be an axis or several, got {axis!r}")
 
     def call(self, x: Any) -> Any:
         wide = at_least_float32(x)

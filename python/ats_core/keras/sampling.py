@@ -1,4 +1,4 @@
-"""The layers that sample patches and average their features, and both around two networks.
+"""The layers that sample patches and estimate the mean of their features.
 
 Source: Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models", ICML 2019.
 """
@@ -19,10 +19,12 @@ from ._arguments import (
     Sizes,
     to_axes,
     to_bool,
+    to_channel_axis,
     to_choice,
     to_count,
     to_data_format,
     to_extraction,
+    to_field,
     to_option,
 )
 from ._random import RandomLayer
@@ -31,24 +33,25 @@ from .layers import at_least_float32
 INFERENCE = ("sample", "topk")
 
 
-def check_shapes(x_low: Any, x_high: Any, attention: Any, channel_axis: int) -> bool:
-    """Whether the attention has a channel axis; an error where shapes that are known do not belong together."""
+def check_images(x_low: Any, x_high: Any, channel_axis: int, names: tuple[str, str] = ("x_low", "x_high")) -> None:
+    """Refuse images whose shapes, as far as they are known, are not those of one region in two resolutions."""
     low, high = ops.known_shape(x_low), ops.known_shape(x_high)
-    axes = len(low) - 2
-    if not 1 <= axes <= 3:
-        raise ValueError(f"x_low: must have a batch axis, channels and 1 to 3 spatial axes, got {low}")
+    if not 3 <= len(low) <= 5:
+        raise ValueError(f"{names[0]}: must have a batch axis, channels and 1 to 3 spatial axes, got {low}")
     if len(high) != len(low):
-        raise ValueError(f"x_high: must have as many axes as x_low, {len(low)}, got {high}")
+        raise ValueError(f"{names[1]}: must have as many axes as {names[0]}, {len(low)}, got {high}")
     spatial = [[size for axis, size in enumerate(s) if axis not in (0, channel_axis % len(s))] for s in (low, high)]
     if all(a is not None and b is not None and b < a for a, b in zip(*spatial, strict=True)):
         raise ValueError(
-            f"x_high: is smaller than x_low on every axis, {tuple(spatial[1])} and {tuple(spatial[0])}: are the two in "
-            "the right order?"
+            f"{names[1]}: is smaller than {names[0]} on every axis, {tuple(spatial[1])} and {tuple(spatial[0])}: are the "
+            "two in the right order?"
         )
-    if attention is None:
-        return False
-    shape = ops.known_shape(attention)
-    channels = len(shape) == len(low) and shape[channel_axis] in (1, None)
+
+
+def has_channels(attention: Any, x_low: Any, channel_axis: int) -> bool:
+    """Whether the attention on x_low has a channel axis; an error where it is no map of one channel."""
+    shape, axes = ops.known_shape(attention), len(x_low.shape) - 2
+    channels = len(shape) == axes + 2 and shape[channel_axis] in (1, None)
     if len(shape) != axes + 1 and not channels:
         raise ValueError(
             f"attention: must be (B, *grid) with {axes} axes in grid, or have one channel more, got {shape}"
@@ -56,13 +59,36 @@ def check_shapes(x_low: Any, x_high: Any, attention: Any, channel_axis: int) -> 
     return channels
 
 
+def to_estimator(estimator: str) -> str:
+    """An estimator that the core knows."""
+    one = np.ones((1, 1), np.float32)  # what the core says of a name, before there are features
+    ats_core.estimator_arrays(one, estimator, threshold=one[0] if estimator == "horvitz_thompson" else None)
+    return estimator
+
+
+def to_unbiased(estimator: str) -> str:
+    """An estimator to train with."""
+    if to_estimator(estimator) == "normalized":
+        raise ValueError(
+            "estimator: 'normalized' is biased, and is what inference='topk' takes when not training; choose another to "
+            "train with"
+        )
+    return estimator
+
+
 @keras.saving.register_keras_serializable(package="ats")
 class SamplePatches(RandomLayer):
     """Draw cells of an attention map and cut their patches out of the full-resolution image.
 
+    It draws at random when not training too, so `predict` answers a little differently every time, and every call moves
+    the layer's random state on (a validation changes what the next epoch draws). For one answer: inference="topk", or an
+    `rng` in the call.
+
     Args:
         n_patches: cells to draw from each image.
-        patch_size: one size for every spatial axis, or one each; in pixels of the full resolution.
+        patch_size: one size for every spatial axis, or one each; in pixels of the full resolution. Patches are centred on
+            their cells: they reach outside of the image near its edges and where they are larger than it, and `padding`
+            says what is seen there.
         receptive_field: of the attention network, in pixels of the image that it saw; 0 if it pads.
         replace: draw with replacement.
         use_logits: the attention is given as logarithms.
@@ -108,7 +134,7 @@ class SamplePatches(RandomLayer):
         super().__init__(seed, **kwargs)
         self.n_patches = to_count("n_patches", n_patches)
         self.patch_size = to_option("patch_size", patch_size, 1)
-        self.receptive_field = to_option("receptive_field", receptive_field, 0)
+        self.receptive_field = to_field(receptive_field)
         if isinstance(self.patch_size, tuple):
             to_axes("receptive_field", self.receptive_field, len(self.patch_size))
         self.replace = to_bool("replace", replace)
@@ -117,14 +143,16 @@ class SamplePatches(RandomLayer):
         self.inference = to_choice("inference", inference, INFERENCE)
         self.data_format = to_data_format(data_format)
         self.details = to_bool("details", details)
+        self.supports_jit = False
 
     @property
     def _channel_axis(self) -> int:
-        return 1 if self.data_format == "channels_first" else -1
+        return to_channel_axis(self.data_format)
 
     def call(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:
         x_low, x_high, attention = self._unpack(inputs)
-        if check_shapes(x_low, x_high, attention, self._channel_axis):
+        check_images(x_low, x_high, self._channel_axis)
+        if has_channels(attention, x_low, self._channel_axis):
             attention = keras.ops.squeeze(attention, self._channel_axis)
         if self.inference == "topk" and not training:
             draws = ops.topk(attention, self.n_patches, logits=self.use_logits)
@@ -155,7 +183,8 @@ class SamplePatches(RandomLayer):
 
     def compute_output_spec(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:
         x_low, x_high, attention = self._unpack(inputs)
-        check_shapes(x_low, x_high, attention, self._channel_axis)
+        check_images(x_low, x_high, self._channel_axis)
+        has_channels(attention, x_low, self._channel_axis)
         batch, axes = x_high.shape[0], len(x_high.shape) - 2
         patch = list(to_axes("patch_size", self.patch_size, axes))
         patch.insert(0 if self.data_format == "channels_first" else axes, x_high.shape[self._channel_axis])
@@ -207,9 +236,7 @@ class Expectation(keras.layers.Layer):
 
     def __init__(self, estimator: str = "murthy", *, inference: str = "sample", **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
-        one = np.ones((1, 1), np.float32)  # what the core says of a name, before there are features
-        ats_core.estimator_arrays(one, estimator, threshold=one[0] if estimator == "horvitz_thompson" else None)
-        self.estimator = estimator
+        self.estimator = to_estimator(estimator)
         self.inference = to_choice("inference", inference, INFERENCE)
         self.supports_jit = False
 
@@ -229,6 +256,14 @@ class Expectation(keras.layers.Layer):
             threshold = "threshold" if counts == (3,) else "(threshold)"
             raise ValueError(
                 f"inputs: must be [features, attention, {threshold}] for {self.estimator!r}, got {inputs!r}"
+            )
+        features, attention = (ops.known_shape(x) for x in inputs[:2])
+        if len(attention) != 2:
+            raise ValueError(f"attention: must be (B, n), the second of the inputs, got {attention}")
+        n = features[1:2]
+        if not n or (None not in (*n, attention[1]) and n[0] != attention[1]):
+            raise ValueError(
+                f"features: must be (B, n, ...), the first of the inputs, with n as in attention {attention}, got {features}"
             )
         return inputs
 
