@@ -12,7 +12,7 @@ target_link_libraries(ats PRIVATE Threads::Threads)
 # No fused multiply-adds, so that the same cells are drawn on every machine. The other two change no value: they say that
 # nobody reads errno or the floating-point flags, so that comparisons and calls to libm may be vectorised.
 set(ATS_FLOATING_POINT -ffp-contract=off -fno-trapping-math -fno-math-errno)
-target_compile_options(ats PRIVATE ${ATS_FLOATING_POINT} -Wall -Wextra)
+target_compile_options(ats PRIVATE ${ATS_FLOATING_POINT} -Wall -Wextra -Wno-psabi)
 # Its pool's threads outlive a dlclose, so the code must too.
 target_link_options(ats PRIVATE LINKER:-z,nodelete)
 target_link_options(ats PRIVATE LINKER:--version-script=${ATS_EXPORTS})

@@ -45,7 +45,9 @@ std::string shape_text(const int64_t* shape, int ndim) {
   return text + (ndim == 1 ? ",)" : ")");
 }
 
-const char* dtype_name(int dtype) { return dtype >= 0 && dtype <= ATS_INT64 ? kDtypeNames[dtype] : "a dtype that it does not know"; }
+const char* dtype_name(int dtype) {
+  return dtype >= 0 && dtype <= ATS_INT64 ? kDtypeNames[dtype] : "a dtype that it does not know";
+}
 int64_t item_size(int dtype) { return kItemSizes[dtype]; }
 
 int64_t multiply_sizes(Where where, int64_t a, int64_t b) {

@@ -20,7 +20,7 @@ struct bfloat16 {
 };
 
 template <typename To, typename From>
-ATS_HD inline To bit_cast(const From& from) {
+ATS_HD ATS_INLINE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "same size");
   To to;
   memcpy(&to, &from, sizeof(To));

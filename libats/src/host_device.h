@@ -6,3 +6,6 @@
 #else
 #define ATS_HD
 #endif
+
+// What a loop that is compiled for several instruction sets calls (simd.h) must become part of it.
+#define ATS_INLINE inline __attribute__((always_inline))

@@ -21,19 +21,24 @@ static_assert(FLT_EVAL_METHOD == 0, "double arithmetic must be done in double (x
 constexpr double kLn2High = 0x1.62e42fefa3800p-1;  // 42 bits, so that small integers times it are exact
 constexpr double kLn2Low = 0x1.ef35793c76730p-45;
 
-// 2^n for -1022 <= n <= 1023 (two's complement).
-ATS_HD inline double power_of_two(uint64_t n) { return bit_cast<double>((n + 1023u) << 52); }
+// 2^n for -1022 <= n <= 1023 (two's complement). Bits is uint64_t, or a vector of them.
+template <typename Real = double, typename Bits>
+ATS_HD ATS_INLINE Real power_of_two(Bits n) {
+  return bit_cast<Real>((n + 1023u) << 52);
+}
 
-// exp(x) for x <= 709; 0 below -746 or so; NaN for NaN.
-ATS_HD inline double portable_exp(double x) {
-  // No branches, so that loops over it vectorise. NaN passes through the comparison and the arithmetic.
-  x = x < -800.0 ? -800.0 : x;
+// exp(x) for x <= 709; 0 below -746 or so; NaN for NaN. Real is double, or a vector of doubles (lanes.h) with Bits a vector
+// of uint64_t: then every lane is what the scalar function gives.
+template <typename Real, typename Bits>
+ATS_HD ATS_INLINE Real portable_exp(Real x) {
+  // No branches, so that vectors of it are possible. NaN passes through the comparison and the arithmetic.
+  x = x < -800.0 ? Real{} - 800.0 : x;
   // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^52 rounds to an integer in the low bits.
   constexpr double kRound = 0x1.8p52;
-  const double shifted = x * 0x1.71547652b82fep0 + kRound;
-  const double n = shifted - kRound;  // the low bits of `shifted` hold it as an integer
-  const double r = (x - n * kLn2High) - n * kLn2Low;
-  double p = 1.0 / 6227020800.0;  // Taylor's series; the first term left out is below 4e-18
+  const Real shifted = x * 0x1.71547652b82fep0 + kRound;
+  const Real n = shifted - kRound;  // the low bits of `shifted` hold it as an integer
+  const Real r = (x - n * kLn2High) - n * kLn2Low;
+  Real p = Real{} + 1.0 / 6227020800.0;  // Taylor's series; the first term left out is below 4e-18
   p = p * r + 1.0 / 479001600.0;
   p = p * r + 1.0 / 39916800.0;
   p = p * r + 1.0 / 3628800.0;
@@ -47,11 +52,13 @@ ATS_HD inline double portable_exp(double x) {
   p = p * r + 0.5;
   p = p * r * r + r;  // exp(r) - 1
   // Two factors, because 2^n alone may be subnormal.
-  const uint64_t exponent = bit_cast<uint64_t>(shifted) - bit_cast<uint64_t>(kRound);
-  const uint64_t biased = exponent + 4096u;  // not negative, so that a plain shift halves it
-  const uint64_t half = (biased >> 1) - 2048u;
-  return ((1.0 + p) * power_of_two(half)) * power_of_two(exponent - half);
+  const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<uint64_t>(kRound);
+  const Bits biased = exponent + 4096u;  // not negative, so that a plain shift halves it
+  const Bits half = (biased >> 1) - 2048u;
+  return ((1.0 + p) * power_of_two<Real>(half)) * power_of_two<Real>(Bits(exponent - half));
 }
+
+ATS_HD inline double portable_exp(double x) { return portable_exp<double, uint64_t>(x); }
 
 // log(x) for finite x > 0.
 ATS_HD inline double portable_log(double x) {

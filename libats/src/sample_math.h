@@ -123,9 +123,9 @@ ATS_HD inline void sum_level(const TreeShape& shape, double* tree, int level, in
   for (int64_t e = begin; e < end; ++e) sums[e] = e < shape.count[level] ? sum_group(below + e * kFan) : 0.0;
 }
 
-// The lowest three levels of chunk `chunk`; `groups(g)` gives the sum of group g.
-template <typename Groups>
-ATS_HD inline void build_chunk(const TreeShape& shape, double* tree, int64_t chunk, const Groups& groups) {
+// The lowest three levels of chunk `chunk`; `sum_groups(begin, end)` writes the sums of those groups to level 0.
+template <typename SumGroups>
+ATS_HD inline void build_chunk(const TreeShape& shape, double* tree, int64_t chunk, const SumGroups& sum_groups) {
   const bool last = chunk + 1 == chunk_count(shape.cells);
   int64_t width = kFan * kFan;
   for (int level = 0; level < kChunkLevels && level < shape.levels; ++level, width /= kFan) {
@@ -136,7 +136,9 @@ ATS_HD inline void build_chunk(const TreeShape& shape, double* tree, int64_t chu
     if (level > 0) {
       sum_level(shape, tree, level, begin, end);
     } else {
-      for (int64_t g = begin; g < end; ++g) tree[g] = g < shape.count[0] ? groups(g) : 0.0;
+      const int64_t filled = end < shape.count[0] ? end : shape.count[0];
+      sum_groups(begin, filled);
+      for (int64_t g = filled; g < end; ++g) tree[g] = 0.0;
     }
   }
 }
@@ -148,29 +150,29 @@ ATS_HD inline double build_top(const TreeShape& shape, double* tree) {
 }
 
 // ---- descending ---------------------------------------------------------------------------------------------------
-// Which of 32 entries holds `target`, which is lowered by what stands before it: first the lane, then the entry in
-// it. At least one entry has mass. Rounding may leave target at or past the end; the entry chosen has mass all the same.
-ATS_HD inline int descend(const double* entry, double& target) {
+// Which of `Count` sums, one after the other, holds `target`, which is lowered by what stands before it. Without branches but
+// for one that is hardly ever taken: rounding may leave target past the end, and then it is the last sum with mass.
+template <int Count>
+ATS_HD ATS_INLINE int choose(const double* sum, double& target) {
+  double before[Count];
+  before[0] = 0.0;
+  for (int i = 1; i < Count; ++i) before[i] = before[i - 1] + sum[i - 1];
+  int chosen = 0;
+  for (int i = 1; i < Count; ++i) chosen += target >= before[i];
+  while (!(sum[chosen] > 0.0) && chosen > 0) --chosen;
+  target -= before[chosen];
+  return chosen;
+}
+
+// Which of 32 entries holds `target`: first the lane, then the entry in it. At least one entry has mass.
+ATS_HD ATS_INLINE int descend(const double* entry, double& target) {
   double lane[kLanes];
   for (int l = 0; l < kLanes; ++l) lane[l] = entry[l];
   for (int e = kLanes; e < kFan; e += kLanes)
     for (int l = 0; l < kLanes; ++l) lane[l] += entry[e + l];
-
-  int chosen = 0;
-  for (int l = 0; l < kLanes; ++l) {
-    if (!(lane[l] > 0.0)) continue;
-    chosen = l;
-    if (target < lane[l]) break;
-    target -= lane[l];
-  }
-  int result = chosen;
-  for (int e = chosen; e < kFan; e += kLanes) {
-    if (!(entry[e] > 0.0)) continue;
-    result = e;
-    if (target < entry[e]) break;
-    target -= entry[e];
-  }
-  return result;
+  const int l = choose<kLanes>(lane, target);
+  const double in_lane[kFan / kLanes] = {entry[l], entry[l + kLanes], entry[l + 2 * kLanes], entry[l + 3 * kLanes]};
+  return l + kLanes * choose<kFan / kLanes>(in_lane, target);
 }
 
 // The group in which `target` of the row's mass falls; target is lowered to its place within the group.
@@ -228,10 +230,12 @@ struct RowState {
     }
     const RowState& self = *this;
     for (int64_t chunk = 0; chunk < chunk_count(shape.cells); ++chunk)
-      build_chunk(shape, tree, chunk, [&self](int64_t group) {
-        double entry[kFan];
-        read_group(self.row, group, self.taken[group], entry);
-        return sum_group(entry);
+      build_chunk(shape, tree, chunk, [&self](int64_t begin, int64_t end) {
+        for (int64_t group = begin; group < end; ++group) {
+          double entry[kFan];
+          read_group(self.row, group, self.taken[group], entry);
+          self.tree[group] = sum_group(entry);
+        }
       });
     mass = build_top(shape, tree);
   }

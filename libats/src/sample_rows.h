@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core.h"
+#include "lanes.h"
 #include "sample_math.h"
 
 namespace ats {
@@ -71,6 +72,53 @@ template <typename T>
        static_cast<long long>(cells), static_cast<long long>(n));
 }
 
+// The sums of fresh groups [begin, end), lane for lane as sum_fresh_group adds them: here is all of the reading. A negative
+// weight makes one of the sums NaN. (The scale of a fresh row of weights is 1.)
+template <typename T, bool Logits>
+struct SumFreshGroups {
+  ATS_INLINE static void run(Row<T, Logits> row, int64_t begin, int64_t end, double* sums) {
+    const int64_t whole = std::min(end, row.cells / kFan);
+    Doubles lowest{};
+    for (int64_t group = begin; group < whole; ++group) {
+      const T* cell = row.data + group * kFan;
+      Doubles sum{};
+      for (int e = 0; e < kFan; e += kLanes) {
+        Doubles weight = load_lanes(cell + e);
+        if (Logits) {
+          weight = portable_exp<Doubles, Words>(weight - row.scale.reference);
+        } else {
+          lowest = lower(weight, lowest);
+        }
+        sum = e == 0 ? weight : sum + weight;
+      }
+      sums[group] = sum_lanes(sum);
+    }
+    bool negative = false;
+    for (int l = 0; l < kLanes; ++l) negative |= lowest[l] < 0.0;
+    if (negative && begin < whole) sums[begin] = std::numeric_limits<double>::quiet_NaN();
+    for (int64_t group = std::max(begin, whole); group < end; ++group) sums[group] = sum_fresh_group(row, group);
+  }
+};
+
+// The largest of cells [begin, end).
+template <typename T>
+struct Largest {
+  ATS_INLINE static double run(const T* row, int64_t begin, int64_t end) {
+    double largest = -std::numeric_limits<double>::infinity();
+    int64_t cell = begin;
+    if (cell + kLanes <= end) {
+      Doubles lanes = load_lanes(row + cell);
+      for (; cell + kLanes <= end; cell += kLanes) lanes = higher(load_lanes(row + cell), lanes);
+      for (int l = 0; l < kLanes; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
+    }
+    for (; cell < end; ++cell) {
+      const double x = double(load(row[cell]));
+      largest = x > largest ? x : largest;
+    }
+    return largest;
+  }
+};
+
 // Keeps the smallest row that failed, from many threads.
 class FirstBadRow {
  public:
@@ -101,12 +149,7 @@ void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void*
     const T* row = data + r * row_stride;
     const int64_t begin = chunk * kChunkCells;
     const int64_t end = std::min(begin + kChunkCells, cells);
-    double largest = -std::numeric_limits<double>::infinity();
-    for (int64_t cell = begin; cell < end; ++cell) {
-      const double x = double(load(row[cell]));
-      largest = x > largest ? x : largest;
-    }
-    layout.chunk_values(workspace, r)[chunk] = largest;
+    layout.chunk_values(workspace, r)[chunk] = on_this_cpu<Largest<T>>(row, begin, end);
   };
   const auto row_view = [&](int64_t r) {
     Row<T, Logits> row{data + r * row_stride, cells, {}};
@@ -118,8 +161,9 @@ void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void*
   };
   const auto build = [&](int64_t r, int64_t chunk) {
     const Row<T, Logits> row = row_view(r);
-    build_chunk(layout.shape, layout.tree(workspace, r), chunk,
-                [&row](int64_t group) { return sum_fresh_group(row, group); });
+    double* tree = layout.tree(workspace, r);
+    build_chunk(layout.shape, tree, chunk,
+                [&](int64_t begin, int64_t end) { on_this_cpu<SumFreshGroups<T, Logits>>(row, begin, end, tree); });
     uint32_t* taken = layout.taken(workspace, r);
     const int64_t groups_per_chunk = kChunkCells / kFan;
     const int64_t begin = chunk * groups_per_chunk;
