@@ -10,6 +10,7 @@
 
 namespace ats {
 
+// Aligned as a double is: no code may count on more of the stack that it runs on.
 typedef double Doubles __attribute__((vector_size(64), aligned(8)));
 typedef uint64_t Words __attribute__((vector_size(64), aligned(8)));
 typedef float Floats __attribute__((vector_size(32)));
