@@ -9,3 +9,5 @@
 
 // What a loop that is compiled for several instruction sets calls (simd.h) must become part of it.
 #define ATS_INLINE inline __attribute__((always_inline))
+// What is rarely called from such a loop stays out of it.
+#define ATS_NOINLINE __attribute__((noinline))

@@ -27,57 +27,52 @@ ATS_HD ATS_INLINE Real power_of_two(Bits n) {
   return bit_cast<Real>((n + 1023u) << 52);
 }
 
-// exp(x) for x <= 709; 0 below -746 or so; NaN for NaN. Real is double, or a vector of doubles (lanes.h) with Bits a vector
-// of uint64_t: then every lane is what the scalar function gives.
+// exp(x) for x <= 709; 0 below -708, where subnormal numbers begin; NaN for NaN. Real is double, or a vector of doubles
+// (lanes.h) with Bits a vector of uint64_t: then every lane is what the scalar function gives.
 template <typename Real, typename Bits>
 ATS_HD ATS_INLINE Real portable_exp(Real x) {
-  // No branches, so that vectors of it are possible. NaN passes through the comparison and the arithmetic.
-  x = x < -800.0 ? Real{} - 800.0 : x;
+  // No branches, so that vectors of it are possible. NaN passes through the comparisons and the arithmetic.
+  constexpr double kSmallest = -708.0;
+  const Real clamped = x < kSmallest ? Real{} + kSmallest : x;
   // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^52 rounds to an integer in the low bits.
   constexpr double kRound = 0x1.8p52;
-  const Real shifted = x * 0x1.71547652b82fep0 + kRound;
-  const Real n = shifted - kRound;  // the low bits of `shifted` hold it as an integer
-  const Real r = (x - n * kLn2High) - n * kLn2Low;
-  Real p = Real{} + 1.0 / 6227020800.0;  // Taylor's series; the first term left out is below 4e-18
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
+  const Real shifted = clamped * 0x1.71547652b82fep0 + kRound;
+  const Real n = shifted - kRound;
+  const Real r = (clamped - n * kLn2High) - n * kLn2Low;
+  // (exp(r) - 1 - r) / r^2, interpolated at the Chebyshev nodes of the interval: exp(r) to 2e-17.
+  Real p = Real{} + 0x1.af38a9b0ec855p-26;
+  p = p * r + 0x1.289185613a3d6p-22;
+  p = p * r + 0x1.71de0dae63bb3p-19;
+  p = p * r + 0x1.a019b90d2ae7ap-16;
+  p = p * r + 0x1.a01a01a7c41d5p-13;
+  p = p * r + 0x1.6c16c1788bd90p-10;
+  p = p * r + 0x1.11111111109b3p-7;
+  p = p * r + 0x1.5555555553d63p-5;
+  p = p * r + 0x1.5555555555556p-3;
+  p = p * r + 0x1.0000000000001p-1;
   p = p * r * r + r;  // exp(r) - 1
-  // Two factors, because 2^n alone may be subnormal.
-  const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<uint64_t>(kRound);
-  const Bits biased = exponent + 4096u;  // not negative, so that a plain shift halves it
-  const Bits half = (biased >> 1) - 2048u;
-  return ((1.0 + p) * power_of_two<Real>(half)) * power_of_two<Real>(Bits(exponent - half));
+  const Real result = (1.0 + p) * power_of_two<Real>(Bits(bit_cast<Bits>(shifted) - bit_cast<uint64_t>(kRound)));
+  return x < kSmallest ? Real{} : result;
 }
 
 ATS_HD inline double portable_exp(double x) { return portable_exp<double, uint64_t>(x); }
 
-// log(x) for finite x > 0.
-ATS_HD inline double portable_log(double x) {
-  int64_t exponent = 0;
-  if (x < std::numeric_limits<double>::min()) {
-    x *= 0x1p54;
-    exponent = -54;
-  }
-  const uint64_t bits = bit_cast<uint64_t>(x);
-  exponent += int64_t(bits >> 52) - 1023;
-  double m = bit_cast<double>((bits & 0xfffffffffffffull) | 0x3ff0000000000000ull);
-  if (m > 1.4142135623730951) {
-    m *= 0.5;
-    exponent += 1;
-  }
+// log(x) for finite x > 0; Real and Bits as above.
+template <typename Real, typename Bits>
+ATS_HD ATS_INLINE Real portable_log(Real x) {
+  constexpr double kSmallest = std::numeric_limits<double>::min();
+  constexpr double kRound = 0x1.8p52;  // added to an integer, it holds it in its low bits
+  const Real subnormal = x < kSmallest ? Real{} + 54.0 : Real{};
+  x = x < kSmallest ? x * 0x1p54 : x;
+  const Bits bits = bit_cast<Bits>(x);
+  Real n = bit_cast<Real>((bits >> 52) - 1023u + bit_cast<uint64_t>(kRound)) - kRound - subnormal;
+  Real m = bit_cast<Real>((bits & 0xfffffffffffffull) | 0x3ff0000000000000ull);
+  n = m > 1.4142135623730951 ? n + 1.0 : n;
+  m = m > 1.4142135623730951 ? m * 0.5 : m;
   // log m = 2 atanh(f), f = (m - 1) / (m + 1), |f| < 0.1716
-  const double f = (m - 1.0) / (m + 1.0);
-  const double s = f * f;
-  double p = 1.0 / 23.0;
+  const Real f = (m - 1.0) / (m + 1.0);
+  const Real s = f * f;
+  Real p = Real{} + 1.0 / 23.0;
   p = p * s + 1.0 / 21.0;
   p = p * s + 1.0 / 19.0;
   p = p * s + 1.0 / 17.0;
@@ -88,8 +83,9 @@ ATS_HD inline double portable_log(double x) {
   p = p * s + 1.0 / 7.0;
   p = p * s + 1.0 / 5.0;
   p = p * s + 1.0 / 3.0;
-  const double n = double(exponent);
   return n * kLn2High + (2.0 * f + (2.0 * f * s * p + n * kLn2Low));
 }
+
+ATS_HD inline double portable_log(double x) { return portable_log<double, uint64_t>(x); }
 
 }  // namespace ats

@@ -16,19 +16,19 @@ void run(const ats_tensor& attention, const ats_tensor& rng, const ats_sample_op
   const int64_t n = options.n;
   const uint64_t seed = uint64_t(data_of<int64_t>(rng)[0]);
   const uint64_t offset = uint64_t(data_of<int64_t>(rng)[rng.strides[0]]);
-  for_each_tree<T, Logits>(kOp, attention, n, workspace, executor, [&](int64_t r, RowState<T, Logits>& state) {
-    int64_t* indices = data_of<int64_t>(*outputs.indices) + r * n;
-    P* probabilities = data_of<P>(*outputs.probabilities) + r * n;
-    double threshold = 0.0;
-    data_of<double>(*outputs.log_mass)[r] = state.log_mass();
-    const int64_t drawn = draw_row(state, seed, offset + uint64_t(r), n, options.replace != 0, threshold,
-                                   [&](int64_t i, int64_t cell, double probability) {
-                                     indices[i] = cell;
-                                     probabilities[i] = P(probability);
-                                   });
-    data_of<P>(*outputs.threshold)[r] = P(threshold);
-    return drawn == n;
-  });
+  for_each_tree<T, Logits>(
+      kOp, attention, n, workspace, executor, [&](int64_t r, int rows, CpuRowState<T, Logits>* states, bool* good) {
+        double threshold[VectorDraw::kRows];
+        int64_t drawn[VectorDraw::kRows];
+        on_this_cpu<DrawRows<T, Logits, P>>(states, rows, seed, offset + uint64_t(r), n, options.replace != 0,
+                                            data_of<int64_t>(*outputs.indices) + r * n,
+                                            data_of<P>(*outputs.probabilities) + r * n, threshold, drawn);
+        for (int k = 0; k < rows; ++k) {
+          data_of<P>(*outputs.threshold)[r + k] = P(threshold[k]);
+          data_of<double>(*outputs.log_mass)[r + k] = states[k].log_mass();
+          good[k] = drawn[k] == n;
+        }
+      });
 }
 
 // Element (row, i) of a (B, N) view.

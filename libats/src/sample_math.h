@@ -1,203 +1,30 @@
-// The tree of partial sums behind `sample`, and the descent from its root to a cell.
-//
-// Level 0 holds the sum of every 32 cells, each further level the sum of every 32 entries below, the last a single
-// entry: the mass of the row. Drawing a cell marks it taken and sums its path again; nothing is ever subtracted, so
-// what is left is exact however small it is beside what was taken.
-//
-// Cells are read through `Row`, which turns an input element into a weight of convenient size: logits become
-// exp(logit - reference), weights are multiplied by 2^-exponent. The reference moves (`RowScale`) when what is left
-// has become too small for it, or when a first sum has overflowed.
-//
-// Every addition stands in one fixed order, in double. That order is part of the law "same rng, same picks".
+// Drawing from the tree of partial sums (sample_tree.h): the descent from its root to a cell. Drawing a cell marks it
+// taken and sums its path again; nothing is ever subtracted, so what is left is exact however small it is beside what was
+// taken.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <limits>
-
-#include "half.h"
-#include "host_device.h"
 #include "philox.h"
-#include "portable_math.h"
+#include "sample_tree.h"
 
 namespace ats {
 
-constexpr int kFan = 32;                 // children of a node, cells of a group
-constexpr int kLanes = 8;                // partial sums inside a group
-constexpr int kMaxLevels = 13;           // 32^13 > 2^63
 constexpr double kSmallMass = 0x1p-500;  // below it, the reference is moved
 
-// ---- shape of the tree --------------------------------------------------------------------------------------------
-struct TreeShape {
-  int64_t cells = 0;
-  int levels = 0;
-  int64_t count[kMaxLevels] = {};   // entries of a level
-  int64_t padded[kMaxLevels] = {};  // with zeros up to a multiple of kFan, but for the root
-  int64_t offset[kMaxLevels] = {};  // where the level begins, in doubles
-  int64_t doubles = 0;
+// What a thread of a GPU draws with. CpuDraw (sample_lanes.h) does the same in vectors.
+struct ScalarDraw {
+  using Node = ats::Node;
+  using Real = double;
+  using Word = uint64_t;
+  static constexpr int kBlock = 1;  // draws whose random numbers are made at once
+  static constexpr int kRows = 1;   // rows drawn together
+  ATS_HD static Word counters(uint64_t first) { return first; }
 };
 
-ATS_HD inline TreeShape tree_shape(int64_t cells) {
-  TreeShape shape;
-  shape.cells = cells;
-  int64_t count = cells / kFan + (cells % kFan != 0);
-  for (;;) {
-    const int level = shape.levels++;
-    shape.count[level] = count;
-    shape.padded[level] = count <= 1 ? 1 : (count / kFan + (count % kFan != 0)) * kFan;
-    shape.offset[level] = shape.doubles;
-    shape.doubles += shape.padded[level];
-    if (count <= 1) return shape;
-    count = shape.padded[level] / kFan;
-  }
-}
-
-// ---- reading cells ------------------------------------------------------------------------------------------------
-struct RowScale {
-  double reference = 0.0;  // logits: what is subtracted
-  double factor = 1.0;     // weights: the power of two they are multiplied by
-  int exponent = 0;        //          factor = 2^-exponent
-};
-
-template <typename T, bool Logits>
-struct Row {
-  const T* data;
-  int64_t cells;
-  RowScale scale;
-
-  ATS_HD double weight(int64_t cell) const {
-    const double x = double(load(data[cell]));
-    return Logits ? portable_exp(x - scale.reference) : x * scale.factor;
-  }
-};
-
-ATS_HD inline double sum_lanes(const double* lane) {
-  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
-ATS_HD inline double sum_group(const double* entry) {
-  double lane[kLanes];
-  for (int l = 0; l < kLanes; ++l) lane[l] = entry[l];
-  for (int e = kLanes; e < kFan; e += kLanes)
-    for (int l = 0; l < kLanes; ++l) lane[l] += entry[e + l];
-  return sum_lanes(lane);
-}
-
-// The weights of group `group`, without the cells whose bit is set in `taken` and past the end of the row.
-template <typename T, bool Logits>
-ATS_HD inline void read_group(const Row<T, Logits>& row, int64_t group, uint32_t taken, double* entry) {
-  const int64_t first = group * kFan;
-  for (int e = 0; e < kFan; ++e) entry[e] = first + e < row.cells && !(taken >> e & 1u) ? row.weight(first + e) : 0.0;
-}
-
-// The sum of a group of which nothing is taken; NaN when it holds a negative weight (or a NaN).
-template <typename T, bool Logits>
-ATS_HD inline double sum_fresh_group(const Row<T, Logits>& row, int64_t group) {
-  const int64_t first = group * kFan;
-  double entry[kFan];
-  if (first + kFan <= row.cells) {
-    for (int e = 0; e < kFan; ++e) entry[e] = row.weight(first + e);
-  } else {
-    read_group(row, group, 0u, entry);
-  }
-  double lowest[kLanes];
-  for (int l = 0; l < kLanes; ++l) lowest[l] = 0.0;
-  if (!Logits)
-    for (int e = 0; e < kFan; e += kLanes)
-      for (int l = 0; l < kLanes; ++l) lowest[l] = entry[e + l] < lowest[l] ? entry[e + l] : lowest[l];
-  bool negative = false;
-  for (int l = 0; l < kLanes; ++l) negative |= lowest[l] < 0.0;
-  return negative ? std::numeric_limits<double>::quiet_NaN() : sum_group(entry);
-}
-
-// ---- building -----------------------------------------------------------------------------------------------------
-constexpr int kChunkLevels = 3;                      // a chunk is the subtree below one entry of level 2
-constexpr int64_t kChunkCells = kFan * kFan * kFan;  // work is handed to threads in chunks
-
-ATS_HD inline int64_t chunk_count(int64_t cells) { return cells / kChunkCells + (cells % kChunkCells != 0); }
-
-// Fills one level from the one below it, for entries [begin, end).
-ATS_HD inline void sum_level(const TreeShape& shape, double* tree, int level, int64_t begin, int64_t end) {
-  const double* below = tree + shape.offset[level - 1];
-  double* sums = tree + shape.offset[level];
-  for (int64_t e = begin; e < end; ++e) sums[e] = e < shape.count[level] ? sum_group(below + e * kFan) : 0.0;
-}
-
-// The lowest three levels of chunk `chunk`; `sum_groups(begin, end)` writes the sums of those groups to level 0.
-template <typename SumGroups>
-ATS_HD inline void build_chunk(const TreeShape& shape, double* tree, int64_t chunk, const SumGroups& sum_groups) {
-  const bool last = chunk + 1 == chunk_count(shape.cells);
-  int64_t width = kFan * kFan;
-  for (int level = 0; level < kChunkLevels && level < shape.levels; ++level, width /= kFan) {
-    const int64_t begin = chunk * width;
-    // The last chunk also writes the zeros that pad its levels.
-    const int64_t end =
-        last ? shape.padded[level] : (begin + width < shape.padded[level] ? begin + width : shape.padded[level]);
-    if (level > 0) {
-      sum_level(shape, tree, level, begin, end);
-    } else {
-      const int64_t filled = end < shape.count[0] ? end : shape.count[0];
-      sum_groups(begin, filled);
-      for (int64_t g = filled; g < end; ++g) tree[g] = 0.0;
-    }
-  }
-}
-
-// The levels above the chunks. Returns the mass of the row.
-ATS_HD inline double build_top(const TreeShape& shape, double* tree) {
-  for (int level = kChunkLevels; level < shape.levels; ++level) sum_level(shape, tree, level, 0, shape.padded[level]);
-  return tree[shape.offset[shape.levels - 1]];
-}
-
-// ---- descending ---------------------------------------------------------------------------------------------------
-// Which of `Count` sums, one after the other, holds `target`, which is lowered by what stands before it. Without branches but
-// for one that is hardly ever taken: rounding may leave target past the end, and then it is the last sum with mass.
-template <int Count>
-ATS_HD ATS_INLINE int choose(const double* sum, double& target) {
-  double before[Count];
-  before[0] = 0.0;
-  for (int i = 1; i < Count; ++i) before[i] = before[i - 1] + sum[i - 1];
-  int chosen = 0;
-  for (int i = 1; i < Count; ++i) chosen += target >= before[i];
-  while (!(sum[chosen] > 0.0) && chosen > 0) --chosen;
-  target -= before[chosen];
-  return chosen;
-}
-
-// Which of 32 entries holds `target`: first the lane, then the entry in it. At least one entry has mass.
-ATS_HD ATS_INLINE int descend(const double* entry, double& target) {
-  double lane[kLanes];
-  for (int l = 0; l < kLanes; ++l) lane[l] = entry[l];
-  for (int e = kLanes; e < kFan; e += kLanes)
-    for (int l = 0; l < kLanes; ++l) lane[l] += entry[e + l];
-  const int l = choose<kLanes>(lane, target);
-  const double in_lane[kFan / kLanes] = {entry[l], entry[l + kLanes], entry[l + 2 * kLanes], entry[l + 3 * kLanes]};
-  return l + kLanes * choose<kFan / kLanes>(in_lane, target);
-}
-
-// The group in which `target` of the row's mass falls; target is lowered to its place within the group.
-ATS_HD inline int64_t descend_to_group(const TreeShape& shape, const double* tree, double& target) {
-  int64_t node = 0;
-  for (int level = shape.levels - 2; level >= 0; --level)
-    node = node * kFan + descend(tree + shape.offset[level] + node * kFan, target);
-  return node;
-}
-
-// Sets the sum of a group and sums its path to the root again. Returns the mass of the row.
-ATS_HD inline double update_group(const TreeShape& shape, double* tree, int64_t group, double sum) {
-  tree[group] = sum;
-  int64_t node = group;
-  for (int level = 1; level < shape.levels; ++level) {
-    node /= kFan;
-    tree[shape.offset[level] + node] = sum_group(tree + shape.offset[level - 1] + node * kFan);
-  }
-  return tree[shape.offset[shape.levels - 1]];
-}
-
-// ---- drawing ------------------------------------------------------------------------------------------------------
 // A row with its tree and the bits of the cells taken, one word a group.
-template <typename T, bool Logits>
+template <typename T, bool Logits, typename Draw = ScalarDraw>
 struct RowState {
+  using Node = typename Draw::Node;
+
   Row<T, Logits> row;
   TreeShape shape;
   double* tree;
@@ -209,8 +36,17 @@ struct RowState {
 
   ATS_HD bool usable_mass() const { return mass >= kSmallMass && mass <= std::numeric_limits<double>::max(); }
 
+  // Of groups of which cells may have been taken.
+  struct Groups {
+    const RowState& state;
+    ATS_HD void sum(int64_t begin, int64_t end, double* sums) const {
+      for (int64_t group = begin; group < end; ++group)
+        sums[group] = ats::Node::read(state.row, group, state.taken[group]).sum();
+    }
+  };
+
   // Moves the scale to the largest cell left and builds the tree again. Leaves mass = 0 when no cell is left.
-  ATS_HD void rescale() {
+  ATS_HD ATS_NOINLINE void rescale() {
     double largest = Logits ? -std::numeric_limits<double>::infinity() : 0.0;
     for (int64_t cell = 0; cell < row.cells; ++cell) {
       if (taken[cell / kFan] >> (cell % kFan) & 1u) continue;
@@ -228,16 +64,9 @@ struct RowState {
       row.scale.exponent = exponent > 1000 ? 1000 : exponent < -1000 ? -1000 : exponent;
       row.scale.factor = power_of_two(uint64_t(-int64_t(row.scale.exponent)));
     }
-    const RowState& self = *this;
     for (int64_t chunk = 0; chunk < chunk_count(shape.cells); ++chunk)
-      build_chunk(shape, tree, chunk, [&self](int64_t begin, int64_t end) {
-        for (int64_t group = begin; group < end; ++group) {
-          double entry[kFan];
-          read_group(self.row, group, self.taken[group], entry);
-          self.tree[group] = sum_group(entry);
-        }
-      });
-    mass = build_top(shape, tree);
+      build_chunk<ats::Node>(shape, tree, chunk, Groups{*this});
+    mass = build_top<ats::Node>(shape, tree);
   }
 
   // After the first building: the mass of the row, moved to a usable scale. 0: no cell has mass.
@@ -255,7 +84,7 @@ struct RowState {
   }
 
   // Before every draw: false when nothing is left.
-  ATS_HD bool refill() {
+  ATS_HD ATS_INLINE bool refill() {
     if (usable_mass()) return true;
     rescale();
     const double change =
@@ -265,47 +94,83 @@ struct RowState {
   }
 
   // Probability of a weight in the present scale.
-  ATS_HD double probability(double weight) const { return weight / initial_mass * relative; }
-
-  // Draws one cell; with `take`, it is gone afterwards. mass > 0.
-  ATS_HD int64_t draw(double uniform, bool take, double& chosen_probability) {
-    double target = uniform * mass;
-    const int64_t group = descend_to_group(shape, tree, target);
-    double entry[kFan];
-    read_group(row, group, taken[group], entry);
-    const int e = descend(entry, target);
-    chosen_probability = probability(entry[e]);
-    if (take) {
-      taken[group] |= uint32_t(1) << e;
-      entry[e] = 0.0;
-      mass = update_group(shape, tree, group, sum_group(entry));
-    }
-    return group * kFan + e;
-  }
+  ATS_HD ATS_INLINE double probability(double weight) const { return weight / initial_mass * relative; }
 };
 
-// Draws n cells of a row from the stream (seed, row_number); `emit(i, cell, probability)`. Returns how many were
-// there to draw. `threshold`: time at which the first cell left would ring in the race with a total rate of 1. The
-// time between two ringings is exponential with the rate of what is left, independent of which cells ring.
-template <typename T, bool Logits, typename Emit>
-ATS_HD inline int64_t draw_row(RowState<T, Logits>& state, uint64_t seed, uint64_t row_number, int64_t n, bool replace,
-                               double& threshold, const Emit& emit) {
-  threshold = std::numeric_limits<double>::infinity();
-  double time = 0.0;
-  for (int64_t i = 0; i <= n; ++i) {
-    if (replace && i == n) break;
-    if (!state.refill()) return i;
-    const Random128 random = random_bits(seed, row_number, uint64_t(i));
-    time -= portable_log(uniform_above_zero(random.word[2], random.word[3])) / state.probability(state.mass);
-    if (i == n) {
-      if (!replace) threshold = time;
-      break;
-    }
-    double probability = 0.0;
-    const int64_t cell = state.draw(uniform_below_one(random.word[0], random.word[1]), !replace, probability);
-    emit(i, cell, probability);
+// Draws n cells of each of `rows` rows of one shape, row r from the stream (seed, first_row + r). drawn[r] is how many were
+// there to draw; less than n is an error, and then what was drawn means nothing. threshold[r]: time at which the first
+// cell left would ring in the race with a total rate of 1; the time between two ringings is exponential with the rate of
+// what is left, independent of which cells ring.
+//
+// A draw is one long chain of dependent steps, so the rows take each step together, for the CPU to overlap them.
+template <typename T, bool Logits, typename Draw, typename P>
+ATS_HD ATS_INLINE void draw_rows(RowState<T, Logits, Draw>* state, int rows, uint64_t seed, uint64_t first_row,
+                                 int64_t n, bool replace, int64_t* indices, P* probabilities, double* threshold,
+                                 int64_t* drawn) {
+  using Node = typename Draw::Node;
+  using Real = typename Draw::Real;
+  using Word = typename Draw::Word;
+  const TreeShape& shape = state[0].shape;
+  double uniform[Draw::kRows][Draw::kBlock], wait[Draw::kRows][Draw::kBlock];  // wait: exponential with rate 1
+  double time[Draw::kRows], target[Draw::kRows];
+  int64_t group[Draw::kRows];
+  Node path[kMaxLevels][Draw::kRows];
+  for (int r = 0; r < rows; ++r) {
+    time[r] = 0.0;
+    threshold[r] = std::numeric_limits<double>::infinity();
+    drawn[r] = n;
   }
-  return n;
+  for (int64_t i = 0; i <= n; ++i) {
+    const int in_block = int(i % Draw::kBlock);
+    if (in_block == 0) {
+      for (int r = 0; r < rows; ++r) {
+        Word random[4];
+        philox<Word>(seed, Draw::counters(uint64_t(i)), first_row + uint64_t(r), random);
+        const Real uniforms = uniform_below_one<Real>(random[0], random[1]);
+        const Real waits = -portable_log<Real, Word>(uniform_above_zero<Real>(random[2], random[3]));
+        memcpy(uniform[r], &uniforms, sizeof(uniforms));
+        memcpy(wait[r], &waits, sizeof(waits));
+      }
+    }
+    if (replace && i == n) return;
+    for (int r = 0; r < rows; ++r) {
+      // A row with nothing left goes on at its first cell until the others are done.
+      if (drawn[r] == n && !state[r].refill()) drawn[r] = i;
+      time[r] += wait[r][in_block] / state[r].probability(state[r].mass);
+      target[r] = uniform[r][in_block] * state[r].mass;
+      group[r] = 0;
+    }
+    if (i == n) break;
+    for (int level = shape.levels - 2; level >= 0; --level) {
+      for (int r = 0; r < rows; ++r) {
+        path[level][r] = Node::load(state[r].tree + shape.offset[level] + group[r] * kFan);
+        group[r] = group[r] * kFan + path[level][r].descend(target[r]);
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      RowState<T, Logits, Draw>& row = state[r];
+      uint32_t& taken = row.taken[group[r]];
+      Node cells = Node::read(row.row, group[r], taken);
+      const int e = cells.descend(target[r]);
+      indices[r * n + i] = group[r] * kFan + e;
+      probabilities[r * n + i] = P(row.probability(cells[e]));
+      if (replace) continue;
+      taken |= uint32_t(1) << e;
+      cells.set(e, 0.0);
+      row.mass = cells.sum();
+      row.tree[group[r]] = row.mass;
+    }
+    for (int level = 0; !replace && level + 1 < shape.levels; ++level) {
+      for (int r = 0; r < rows; ++r) {
+        path[level][r].set(int(group[r] % kFan), state[r].mass);
+        state[r].mass = path[level][r].sum();
+        group[r] /= kFan;
+        state[r].tree[shape.offset[level + 1] + group[r]] = state[r].mass;
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    if (drawn[r] == n) threshold[r] = time[r];
 }
 
 }  // namespace ats

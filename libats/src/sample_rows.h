@@ -7,8 +7,7 @@
 #include <limits>
 
 #include "core.h"
-#include "lanes.h"
-#include "sample_math.h"
+#include "sample_lanes.h"
 
 namespace ats {
 
@@ -72,53 +71,6 @@ template <typename T>
        static_cast<long long>(cells), static_cast<long long>(n));
 }
 
-// The sums of fresh groups [begin, end), lane for lane as sum_fresh_group adds them: here is all of the reading. A negative
-// weight makes one of the sums NaN. (The scale of a fresh row of weights is 1.)
-template <typename T, bool Logits>
-struct SumFreshGroups {
-  ATS_INLINE static void run(Row<T, Logits> row, int64_t begin, int64_t end, double* sums) {
-    const int64_t whole = std::min(end, row.cells / kFan);
-    Doubles lowest{};
-    for (int64_t group = begin; group < whole; ++group) {
-      const T* cell = row.data + group * kFan;
-      Doubles sum{};
-      for (int e = 0; e < kFan; e += kLanes) {
-        Doubles weight = load_lanes(cell + e);
-        if (Logits) {
-          weight = portable_exp<Doubles, Words>(weight - row.scale.reference);
-        } else {
-          lowest = lower(weight, lowest);
-        }
-        sum = e == 0 ? weight : sum + weight;
-      }
-      sums[group] = sum_lanes(sum);
-    }
-    bool negative = false;
-    for (int l = 0; l < kLanes; ++l) negative |= lowest[l] < 0.0;
-    if (negative && begin < whole) sums[begin] = std::numeric_limits<double>::quiet_NaN();
-    for (int64_t group = std::max(begin, whole); group < end; ++group) sums[group] = sum_fresh_group(row, group);
-  }
-};
-
-// The largest of cells [begin, end).
-template <typename T>
-struct Largest {
-  ATS_INLINE static double run(const T* row, int64_t begin, int64_t end) {
-    double largest = -std::numeric_limits<double>::infinity();
-    int64_t cell = begin;
-    if (cell + kLanes <= end) {
-      Doubles lanes = load_lanes(row + cell);
-      for (; cell + kLanes <= end; cell += kLanes) lanes = higher(load_lanes(row + cell), lanes);
-      for (int l = 0; l < kLanes; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
-    }
-    for (; cell < end; ++cell) {
-      const double x = double(load(row[cell]));
-      largest = x > largest ? x : largest;
-    }
-    return largest;
-  }
-};
-
 // Keeps the smallest row that failed, from many threads.
 class FirstBadRow {
  public:
@@ -135,8 +87,9 @@ class FirstBadRow {
   std::atomic<int64_t> row_{kNone};
 };
 
-// Builds the tree of every row, then calls finish(row_index, state) on it; finish returns false for a bad row. Rows of
-// one chunk are handed out whole, so that they are read while still in cache; long rows are split over threads.
+// Builds the tree of every row, then calls finish(first_row, rows, states, good) on several at once; finish sets good[k] to
+// false for a bad row. Rows of one chunk are handed out whole, so that they are read while still in cache; long rows are
+// split over threads.
 template <typename T, bool Logits, typename Finish>
 void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void* workspace,
                    const ats_executor* executor, const Finish& finish) {
@@ -159,37 +112,56 @@ void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void*
     }
     return row;
   };
-  const auto build = [&](int64_t r, int64_t chunk) {
+  // Rows built one after the other by the same thread may share a tree: `slot` says whose.
+  const auto build = [&](int64_t r, int64_t chunk, int64_t slot) {
     const Row<T, Logits> row = row_view(r);
-    double* tree = layout.tree(workspace, r);
-    build_chunk(layout.shape, tree, chunk,
-                [&](int64_t begin, int64_t end) { on_this_cpu<SumFreshGroups<T, Logits>>(row, begin, end, tree); });
-    uint32_t* taken = layout.taken(workspace, r);
+    on_this_cpu<BuildChunk<T, Logits>>(&row, &layout.shape, layout.tree(workspace, slot), chunk);
+    uint32_t* taken = layout.taken(workspace, slot);
     const int64_t groups_per_chunk = kChunkCells / kFan;
     const int64_t begin = chunk * groups_per_chunk;
     std::fill(taken + begin, taken + std::min(begin + groups_per_chunk, layout.shape.count[0]), 0u);
   };
   FirstBadRow bad;
-  const auto finish_row = [&](int64_t r) {
-    RowState<T, Logits> state{row_view(r), layout.shape, layout.tree(workspace, r), layout.taken(workspace, r)};
-    const double mass = build_top(layout.shape, state.tree);
-    if (std::isnan(mass)) return bad.report(r);
+  // The mass of a row that was built, and the scale it needs; false for a bad one.
+  const auto begin_row = [&](CpuRowState<T, Logits>& state) {
+    const double mass = on_this_cpu<BuildTop>(&layout.shape, state.tree);
+    if (std::isnan(mass)) return false;
     if (std::isinf(mass)) {
       // Either a weight is infinite, or finite ones have overflowed, which another scale cures.
       for (int64_t cell = 0; cell < cells; ++cell)
-        if (std::isinf(double(load(state.row.data[cell])))) return bad.report(r);
+        if (std::isinf(double(load(state.row.data[cell])))) return false;
     }
     state.begin();
-    if (!(state.mass > 0.0) || !finish(r, state)) bad.report(r);
+    return state.mass > 0.0;
+  };
+  const auto finish_rows = [&](int64_t first, int count, int64_t slot) {
+    CpuRowState<T, Logits> states[VectorDraw::kRows];
+    bool good[VectorDraw::kRows] = {};
+    for (int k = 0; k < count; ++k) {
+      states[k] = {row_view(first + k), layout.shape, layout.tree(workspace, slot + k),
+                   layout.taken(workspace, slot + k)};
+      if (begin_row(states[k])) continue;
+      bad.report(first + k);
+      count = k;  // only an earlier row could still be the first bad one
+    }
+    finish(first, count, states, good);
+    for (int k = 0; k < count; ++k)
+      if (!good[k]) bad.report(first + k);
+  };
+  const auto together = [](int64_t begin, int64_t end, const auto& body) {
+    for (int64_t r = begin; r < end; r += VectorDraw::kRows)
+      body(r, int(std::min<int64_t>(VectorDraw::kRows, end - r)));
   };
 
   if (layout.chunks <= 1) {
     parallel_for(executor, layout.rows, grain_for(cells), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        if (Logits) chunk_maximum(r, 0);
-        build(r, 0);
-        finish_row(r);
-      }
+      together(begin, end, [&](int64_t first, int count) {
+        for (int k = 0; k < count; ++k) {
+          if (Logits) chunk_maximum(first + k, 0);
+          build(first + k, 0, begin + k);
+        }
+        finish_rows(first, count, begin);
+      });
     });
   } else {
     const auto each_chunk = [&](const auto& body) {
@@ -198,9 +170,9 @@ void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void*
       });
     };
     if (Logits) each_chunk(chunk_maximum);
-    each_chunk(build);
+    each_chunk([&](int64_t r, int64_t chunk) { build(r, chunk, r); });
     parallel_for(executor, layout.rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) finish_row(r);
+      together(begin, end, [&](int64_t first, int count) { finish_rows(first, count, first); });
     });
   }
   if (bad.any()) fail_row(op, data + bad.row() * row_stride, cells, bad.row(), n, Logits);

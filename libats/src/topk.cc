@@ -45,7 +45,7 @@ void run(const ats_tensor& attention, int64_t n, const SampleOutputs& outputs, v
   using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const RowsLayout layout(attention.shape[0], row_cells(attention));
   char* candidates = static_cast<char*>(workspace) + layout.bytes();
-  for_each_tree<T, Logits>(kOp, attention, 1, workspace, executor, [&](int64_t r, RowState<T, Logits>& state) {
+  const auto take_best = [&](int64_t r, const CpuRowState<T, Logits>& state) {
     Candidate<P>* best = reinterpret_cast<Candidate<P>*>(candidates) + r * n;
     select(state.row.data, state.row.cells, n, best);
     for (int64_t i = 0; i < n; ++i) {
@@ -55,7 +55,11 @@ void run(const ats_tensor& attention, int64_t n, const SampleOutputs& outputs, v
     data_of<P>(*outputs.threshold)[r] = std::numeric_limits<P>::infinity();
     data_of<double>(*outputs.log_mass)[r] = state.log_mass();
     return true;
-  });
+  };
+  for_each_tree<T, Logits>(kOp, attention, 1, workspace, executor,
+                           [&](int64_t first, int rows, const CpuRowState<T, Logits>* states, bool* good) {
+                             for (int k = 0; k < rows; ++k) good[k] = take_best(first + k, states[k]);
+                           });
 }
 
 SampleShapes shapes(const ats_tensor* attention, const ats_sample_options* options) {

@@ -1,0 +1,190 @@
+// What sample_tree.h and sample_math.h do a number at a time, in vectors of eight for the CPU, bit for bit the same
+// (tests/cpp/test_lanes.cc). Everything here becomes part of the loops at its end (simd.h).
+#pragma once
+
+#include <algorithm>
+
+#include "lanes.h"
+#include "sample_math.h"
+
+namespace ats {
+
+// sums_upto of sample_tree.h.
+ATS_INLINE Doubles sums_upto(Doubles lanes) {
+  HalvesOfDoubles half = bit_cast<HalvesOfDoubles>(lanes);
+  const FourDoubles zero{};
+  half.low += ATS_SHUFFLE(half.low, zero, 4, 0, 4, 2);
+  half.high += ATS_SHUFFLE(half.high, zero, 4, 0, 4, 2);
+  half.low += ATS_SHUFFLE(half.low, zero, 4, 4, 1, 1);
+  half.high += ATS_SHUFFLE(half.high, zero, 4, 4, 1, 1);
+  half.high += ATS_SHUFFLE(half.low, half.low, 3, 3, 3, 3);
+  return bit_cast<Doubles>(half);
+}
+
+struct VectorNode {
+  Doubles row[kRows];  // entry e is row[e / 8][e % 8]
+
+  ATS_INLINE static VectorNode load(const double* entries) {
+    VectorNode node;
+    for (int r = 0; r < kRows; ++r) node.row[r] = load_lanes(entries + r * kLanes);
+    return node;
+  }
+
+  template <typename T, bool Logits>
+  ATS_INLINE static VectorNode read(const Row<T, Logits>& row, int64_t group, uint32_t taken) {
+    const int64_t first = group * kFan;
+    if (first + kFan > row.cells) return load(Node::read(row, group, taken).entry);
+    VectorNode node;
+    const Words bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    for (int r = 0; r < kRows; ++r) {
+      const Doubles x = load_lanes(row.data + first + r * kLanes);
+      Doubles weight;
+      if constexpr (Logits) weight = portable_exp<Doubles, Words>(x - row.scale.reference);
+      else weight = x * row.scale.factor;
+      node.row[r] = (bit & uint64_t(taken >> (r * kLanes))) == 0 ? weight : Doubles{};
+    }
+    return node;
+  }
+
+  ATS_INLINE double operator[](int e) const {
+    double value;
+    memcpy(&value, reinterpret_cast<const char*>(row) + size_t(e) * sizeof(double), sizeof(value));
+    return value;
+  }
+
+  ATS_INLINE void set(int e, double value) {
+    Words place = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (int r = 0; r < kRows; ++r, place += kLanes) row[r] = place == uint64_t(e) ? Doubles{} + value : row[r];
+  }
+
+  ATS_INLINE double sum() const { return sum_lanes(((row[0] + row[1]) + row[2]) + row[3]); }
+
+  ATS_INLINE int descend(double& target) const {
+    double entry[kFan], upto[kFan], lanes_upto[kLanes];
+    memcpy(entry, row, sizeof(entry));
+    Doubles sum = row[0];
+    store_lanes(upto, sum);
+    for (int r = 1; r < kRows; ++r) {
+      sum += row[r];
+      store_lanes(upto + r * kLanes, sum);
+    }
+    const Doubles before = sums_upto(sum);
+    store_lanes(lanes_upto, before);
+    return Node::choose(entry, upto, lanes_upto, count_not_less(Doubles{} + target, before), target);
+  }
+};
+
+struct VectorDraw {
+  using Node = VectorNode;
+  using Real = Doubles;
+  using Word = Words;
+  static constexpr int kBlock = kLanes;
+  static constexpr int kRows = 4;
+  ATS_INLINE static Words counters(uint64_t first) { return Words{0, 1, 2, 3, 4, 5, 6, 7} + first; }
+};
+
+template <typename T, bool Logits>
+using CpuRowState = RowState<T, Logits, VectorDraw>;
+
+// The sums of fresh groups, of which nothing is taken: here is all of the reading. A negative weight makes one of the sums
+// NaN. (The scale of a fresh row of weights is 1.)
+template <typename T, bool Logits>
+struct FreshGroups {
+  const Row<T, Logits>& row;
+
+  ATS_INLINE void sum(int64_t begin, int64_t end, double* sums) const {
+    const int64_t whole = std::min(end, row.cells / kFan);
+    Lowest lowest{};
+    int64_t group = begin;
+    for (; group + 4 <= whole; group += 4) {
+      Doubles lanes[4];
+      for (int g = 0; g < 4; ++g) lanes[g] = add_up(row.data + (group + g) * kFan, lowest);
+      const FourDoubles four = sum_lanes(lanes[0], lanes[1], lanes[2], lanes[3]);
+      memcpy(sums + group, &four, sizeof(four));
+    }
+    for (; group < whole; ++group) sums[group] = sum_lanes(add_up(row.data + group * kFan, lowest));
+    bool negative = lowest.negative();
+    for (; group < end; ++group) {
+      const Node node = Node::read(row, group, 0u);
+      for (int e = 0; e < kFan; ++e) negative |= node[e] < 0;
+      sums[group] = node.sum();
+    }
+    if (negative) sums[begin] = std::numeric_limits<double>::quiet_NaN();
+  }
+
+ private:
+  // The smallest weights seen, lane by lane.
+  struct Lowest {
+    Doubles doubles{};
+    SixteenFloats floats{};
+    ATS_INLINE bool negative() const {
+      bool found = false;
+      for (int l = 0; l < kLanes; ++l) found |= doubles[l] < 0;
+      for (int l = 0; l < 2 * kLanes; ++l) found |= floats[l] < 0;
+      return found;
+    }
+  };
+
+  // The lanes of one group.
+  ATS_INLINE Doubles add_up(const T* cell, Lowest& lowest) const {
+    if constexpr (std::is_same_v<T, double>) {
+      Doubles weight[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        weight[r] = weight_of(load_lanes(cell + r * kLanes));
+        if (!Logits) lowest.doubles = lower(weight[r], lowest.doubles);
+      }
+      return ((weight[0] + weight[1]) + weight[2]) + weight[3];
+    } else {
+      const SixteenFloats first = load_floats(cell), second = load_floats(cell + 2 * kLanes);
+      if (!Logits) lowest.floats = lower(second, lower(first, lowest.floats));
+      const TwoDoubles a = widen(first), b = widen(second);
+      return ((weight_of(a.low) + weight_of(a.high)) + weight_of(b.low)) + weight_of(b.high);
+    }
+  }
+
+  ATS_INLINE Doubles weight_of(Doubles x) const {
+    if constexpr (Logits) return portable_exp<Doubles, Words>(x - row.scale.reference);
+    return x;
+  }
+};
+
+// ---- loops --------------------------------------------------------------------------------------------------------
+template <typename T, bool Logits>
+struct BuildChunk {
+  ATS_INLINE static void run(const Row<T, Logits>* row, const TreeShape* shape, double* tree, int64_t chunk) {
+    build_chunk<VectorNode>(*shape, tree, chunk, FreshGroups<T, Logits>{*row});
+  }
+};
+
+struct BuildTop {
+  ATS_INLINE static double run(const TreeShape* shape, double* tree) { return build_top<VectorNode>(*shape, tree); }
+};
+
+template <typename T, bool Logits, typename P>
+struct DrawRows {
+  ATS_INLINE static void run(CpuRowState<T, Logits>* state, int rows, uint64_t seed, uint64_t first_row, int64_t n,
+                             bool replace, int64_t* indices, P* probabilities, double* threshold, int64_t* drawn) {
+    draw_rows(state, rows, seed, first_row, n, replace, indices, probabilities, threshold, drawn);
+  }
+};
+
+// The largest of cells [begin, end).
+template <typename T>
+struct Largest {
+  ATS_INLINE static double run(const T* row, int64_t begin, int64_t end) {
+    double largest = -std::numeric_limits<double>::infinity();
+    int64_t cell = begin;
+    if (cell + kLanes <= end) {
+      Doubles lanes = load_lanes(row + cell);
+      for (; cell + kLanes <= end; cell += kLanes) lanes = higher(load_lanes(row + cell), lanes);
+      for (int l = 0; l < kLanes; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
+    }
+    for (; cell < end; ++cell) {
+      const double x = double(load(row[cell]));
+      largest = x > largest ? x : largest;
+    }
+    return largest;
+  }
+};
+
+}  // namespace ats
