@@ -1,5 +1,6 @@
 # make demo   set up .venv, build, and train the example at its small setting
 # make test   the same set-up, then every test
+# make bench  the same set-up, then every benchmark: tables in benchmarks/results (Google Benchmark is fetched if need be)
 # make clean  remove .venv and everything built (demo-output stays)
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Everything that the installed package is made of.
 SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake libats bindings python -type f ! -path '*/__pycache__/*')
 
-.PHONY: demo test install clean
+.PHONY: demo test bench install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -26,6 +27,10 @@ test: install
 	$(BIN)/cmake --workflow --preset release
 	$(BIN)/python -m pytest
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -m keras
+
+bench: install
+	$(BIN)/cmake --preset release
+	$(BIN)/cmake --build --preset bench
 
 install: $(VENV)/.installed
 

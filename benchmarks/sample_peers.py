@@ -1,95 +1,106 @@
-"""Sampling without replacement beside what PyTorch offers, in one run.
+"""Sampling without replacement, beside what PyTorch, NumPy and TensorFlow offer
 
-    python benchmarks/sample_peers.py [--threads 1] [--out benchmarks/results]
+    python benchmarks/sample_peers.py [--threads 1 2] [--out benchmarks/results]
 
-Prints a Markdown table of medians (the methods take turns, so that a machine that slows down slows all of them) and
-writes it, with the numbers, to the output folder. `sum` reads the weights once: the floor.
+`sum` reads the weights once, which is the least that any method must do; for logits that is `logsumexp`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import time
-from pathlib import Path
+from collections.abc import Iterator
 
-import torch
+import numpy as np
+import timing
 
-import ats_core
-import ats_core.torch as ats
-
-CASES = [(32, 32_400, 10), (16, 32_400, 256), (1, 1_000_000, 100), (1, 10_000_000, 1000)]
+CASES = [(32, 32_400, 10), (16, 32_400, 256), (1, 1_000_000, 100), (1, 10_000_000, 100), (1, 10_000_000, 1000)]
+FIRST = "PyTorch and NumPy, weights"
+SMOKE_CASES = [(2, 500, 4), (1, 3000, 10)]
 
 
-def gumbel_topk(weights: torch.Tensor, n: int) -> torch.Tensor:
-    return torch.topk(weights.log() - torch.empty_like(weights).exponential_().log(), n).indices
+def measure(framework: str, turns: int, smoke: bool) -> Iterator[timing.Record]:
+    for rows, cells, n in SMOKE_CASES if smoke else CASES:
+        weights = np.random.default_rng(cells + n).random((rows, cells), np.float32) + np.float32(1e-3)
+        for group, methods in (torch_groups if framework == "torch" else tensorflow_groups)(weights, n):
+            if n == 1000 and group != FIRST:
+                continue  # much as with N = 100, and it takes long
+            for name, method in methods.items():
+                if not name.endswith(timing.FLOOR):
+                    check(name, method(0), rows, cells, n)
+            yield timing.compare(group, f"{rows} x {cells:,}, N = {n:,}", methods, turns)
 
 
-def exponential_topk(weights: torch.Tensor, n: int) -> torch.Tensor:
-    return torch.topk(torch.empty_like(weights).exponential_() / weights, n, largest=False).indices
+def check(name: str, picks: object, rows: int, cells: int, n: int) -> None:
+    """n different cells a row."""
+    indices = np.asarray(picks[0] if isinstance(picks, tuple) else picks)
+    assert indices.shape == (rows, n), f"{name}: shape {indices.shape}"
+    assert 0 <= indices.min() and indices.max() < cells, f"{name}: outside of the map"
+    assert all(len(set(row)) == n for row in indices.tolist()), f"{name}: a cell was drawn twice"
 
 
-METHODS = {
-    "sum (the floor)": lambda weights, n: weights.sum(1),
-    "ats_core.torch.sample": lambda weights, n: ats.sample(weights, n),
-    "torch.multinomial": lambda weights, n: torch.multinomial(weights, n),
-    "Gumbel + topk": gumbel_topk,
-    "exponential + topk": exponential_topk,
-}
+def torch_groups(array, n):
+    import torch
+
+    import ats_core.torch as ats
+
+    weights = torch.from_numpy(array)
+    logits = weights.log()
+    p = array.astype(np.float64)
+    p /= p.sum(1, keepdims=True)
+    generator = np.random.default_rng(0)
+
+    def gumbel_topk(logits):
+        return torch.topk(logits - torch.empty_like(logits).exponential_().log(), n).indices
+
+    yield (
+        FIRST,
+        {
+            "ats_core.torch.sample": lambda _: ats.sample(weights, n),
+            "torch.multinomial": lambda _: torch.multinomial(weights, n),
+            "Gumbel + topk": lambda _: gumbel_topk(weights.log()),
+            "exponential race + topk": lambda _: (
+                torch.topk(torch.empty_like(weights).exponential_() / weights, n, largest=False).indices
+            ),
+            "numpy Generator.choice": lambda _: np.stack(
+                [generator.choice(len(row), n, replace=False, p=row) for row in p]
+            ),
+            "sum(1)" + timing.FLOOR: lambda _: weights.sum(1),
+        },
+    )
+    yield (
+        "PyTorch, logits",
+        {
+            "ats_core.torch.sample": lambda _: ats.sample(logits, n, logits=True),
+            "Gumbel + topk": lambda _: gumbel_topk(logits),
+            "logsumexp" + timing.FLOOR: lambda _: torch.logsumexp(logits, 1),
+        },
+    )
 
 
-def measure(rows: int, cells: int, n: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each method."""
-    weights = torch.rand(rows, cells)
-    times: dict[str, list[float]] = {name: [] for name in METHODS}
-    for repeat in range(repeats + 1):
-        for name, method in METHODS.items():
-            start = time.perf_counter()
-            method(weights, n)
-            if repeat > 0:  # the first is a warm-up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+def tensorflow_groups(array, n):
+    import tensorflow as tf
+
+    import ats_core.tensorflow as ats
+
+    weights = tf.constant(array)
+
+    def uniform():
+        return tf.random.uniform(tf.shape(weights), minval=1e-30)
+
+    yield (
+        "TensorFlow, weights",
+        {
+            "ats_core.tensorflow.sample": lambda _: ats.sample(weights, n),
+            "Gumbel + tf.math.top_k": lambda _: (
+                tf.math.top_k(tf.math.log(weights) - tf.math.log(-tf.math.log(uniform())), n).indices
+            ),
+            "exponential race + tf.math.top_k": lambda _: tf.math.top_k(tf.math.log(uniform()) / weights, n).indices,
+            "reduce_sum" + timing.FLOOR: lambda _: tf.reduce_sum(weights, 1),
+        },
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="folder for the table and the numbers")
-    args = parser.parse_args()
-    for name, most in (("threads", 256), ("repeats", 10_000)):
-        if not 1 <= getattr(args, name) <= most:
-            parser.error(f"--{name} must be from 1 to {most}, got {getattr(args, name)}")
-    if args.out:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            parser.error(f"--out: {error}")
-    torch.set_num_threads(args.threads)
-
-    lines = ["| rows x cells, N | " + " | ".join(METHODS) + " | times faster than torch.multinomial |"]
-    lines.append("|---|" + "---|" * (len(METHODS) + 1))
-    results = []
-    for rows, cells, n in CASES:
-        medians = measure(rows, cells, n, args.repeats)
-        ratio = medians["torch.multinomial"] / medians["ats_core.torch.sample"]
-        results.append({"rows": rows, "cells": cells, "n": n, "milliseconds": medians, "ratio": ratio})
-        cells_text = " | ".join(f"{value:.3g}" for value in medians.values())
-        lines.append(f"| {rows} x {cells:,}, {n} | {cells_text} | {ratio:.0f} |")
-        print("\n".join(lines) if len(lines) == 3 else lines[-1], flush=True)
-    if args.out:
-        machine = {
-            "cpu": platform.processor() or platform.machine(),
-            "threads": args.threads,
-            "torch": torch.__version__,
-            "ats_core": ats_core.__version__,
-        }
-        stem = args.out / f"sample_peers_{args.threads}_thread{'s' if args.threads > 1 else ''}"
-        stem.with_suffix(".json").write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
-        note = f"Milliseconds, median of {args.repeats}, float32 weights; {machine}."
-        stem.with_suffix(".md").write_text("\n".join([note, "", *lines]) + "\n")
+    timing.run(__doc__, "sample_peers", measure)
 
 
 if __name__ == "__main__":

@@ -254,6 +254,17 @@ def test_murthy_of_many_samples(backend, n, concentration, mass):
     assert (np.abs(m[0] - expected_m) <= ARRAYS * np.abs(expected_m)).all()
 
 
+@pytest.mark.parametrize("n", [15, 60, 300])
+@pytest.mark.parametrize("left", [1e-2, 1e-3, 1e-5])
+def test_murthy_of_nearly_all_in_like_parts(backend, n, left):
+    """The integrand falls off a cliff left of its wide peak, which a step made for the peak alone steps over."""
+    row = scaled(n, 1 - left, n, 100.0)
+    c, m = backend.estimator_arrays(row[None], "murthy")
+    expected_c, expected_m = reference.murthy_quadrature(row)
+    assert (np.abs(c[0] - expected_c) <= ARRAYS * expected_c).all(), np.abs(c[0] / expected_c - 1).max()
+    assert (np.abs(m[0] - expected_m) <= ARRAYS * np.abs(expected_m)).all()
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 300])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_whole_mass_is_exact(backend, n, dtype):

@@ -27,7 +27,7 @@ int32_t estimator_of(const Name& name) {
 
 // ---- sample, topk ----
 
-using Draws = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Draws = std::tuple<Result, Result, Result, Result>;
 
 template <typename Shape, typename Size, typename Call>
 Draws draw(const Argument& attention, const ats_sample_options& options, Shape shape, Size size, Call call) {
@@ -35,11 +35,11 @@ Draws draw(const Argument& attention, const ats_sample_options& options, Shape s
   size_t bytes = 0;
   check(shape(attention, &options, &wanted[0], &wanted[1], &wanted[2], &wanted[3]));
   check(size(attention, &options, &bytes));
-  const Argument indices = allocate(wanted[0], attention.view), probabilities = allocate(wanted[1], attention.view),
-                 threshold = allocate(wanted[2], attention.view), log_mass = allocate(wanted[3], attention.view);
+  Argument indices = allocate(wanted[0], attention.view), probabilities = allocate(wanted[1], attention.view),
+           threshold = allocate(wanted[2], attention.view), log_mass = allocate(wanted[3], attention.view);
   const Workspace workspace(bytes, attention.view);
   check(call(indices, probabilities, threshold, log_mass, workspace));
-  return {probabilities.tensor, indices.tensor, threshold.tensor, log_mass.tensor};
+  return {probabilities.release(), indices.release(), threshold.release(), log_mass.release()};
 }
 
 Draws sample(const Tensor& attention_, const Tensor& rng_, int64_t n, bool replace, bool logits) {
@@ -62,19 +62,19 @@ Draws topk(const Tensor& attention_, int64_t n, bool logits) {
               });
 }
 
-Tensor sample_backward(const Tensor& grad_, const Tensor& attention_, const Tensor& indices_,
+Result sample_backward(const Tensor& grad_, const Tensor& attention_, const Tensor& indices_,
                        const Tensor& probabilities_, const Tensor& log_mass_, bool logits) {
   const Argument grad = dense("grad", grad_), attention = dense("attention", attention_),
                  indices = dense("indices", indices_), probabilities = dense("probabilities", probabilities_),
                  log_mass = dense("log_mass", log_mass_);
-  const Argument d_attention = allocate(attention.view, attention.view);
+  Argument d_attention = allocate(attention.view, attention.view);
   check(ats_sample_backward(grad, attention, indices, probabilities, log_mass, logits, d_attention, executor()));
-  return d_attention.tensor;
+  return d_attention.release();
 }
 
 // ---- locate, extract_patches ----
 
-Tensor locate(const Tensor& indices_, const Sizes& grid, const Sizes& low, const Sizes& image, const Sizes& patch,
+Result locate(const Tensor& indices_, const Sizes& grid, const Sizes& low, const Sizes& image, const Sizes& patch,
               const Sizes& receptive_field) {
   const Argument indices = dense("indices", indices_);
   ats_locate_options options{};
@@ -86,9 +86,9 @@ Tensor locate(const Tensor& indices_, const Sizes& grid, const Sizes& low, const
   copy_sizes("receptive_field", receptive_field, options.receptive_field, grid.size());
   ats_tensor wanted{};
   check(ats_locate_shape(indices, &options, &wanted));
-  const Argument origins = allocate(wanted, indices.view);
+  Argument origins = allocate(wanted, indices.view);
   check(ats_locate(indices, &options, origins, executor()));
-  return origins.tensor;
+  return origins.release();
 }
 
 // Points into mean and std, which the caller keeps.
@@ -107,23 +107,23 @@ ats_patches_options patches_options(const Sizes& patch, const Sizes& scales, con
   return options;
 }
 
-Tensor extract_patches(const Tensor& image_, const Tensor& origins_, const Sizes& patch, const Sizes& scales,
+Result extract_patches(const Tensor& image_, const Tensor& origins_, const Sizes& patch, const Sizes& scales,
                        Name padding, double fill, std::optional<ScalarType> dtype, const Values& mean,
                        const Values& std, bool channels_first) {
-  Argument image("image", image_);
+  Argument image("image", image_.get());
   const Argument origins = dense("origins", origins_);
   const ats_patches_options options =
       patches_options(patch, scales, padding, fill, core_dtype(dtype, image.view.dtype), mean, std);
   if (channels_first) ats::move_axis(image.view, 1, image.view.ndim - 1);
   ats_tensor wanted{};
   check(ats_extract_patches_shape(image, origins, &options, &wanted));
-  const Argument patches = allocate(wanted, image.view, channels_first ? options.spatial : 0);
+  Argument patches = allocate(wanted, image.view, channels_first ? options.spatial : 0);
   check(ats_extract_patches(image, origins, &options, patches, executor()));
-  return patches.tensor;
+  return patches.release();
 }
 
 // `dtype` is that of the gradient, as the image's; grad's own unless given.
-Tensor extract_patches_backward(const Tensor& grad_, const Tensor& origins_, const Sizes& image_shape,
+Result extract_patches_backward(const Tensor& grad_, const Tensor& origins_, const Sizes& image_shape,
                                 const Sizes& patch, const Sizes& scales, Name padding, double fill,
                                 std::optional<ScalarType> dtype, const Values& mean, const Values& std,
                                 bool channels_first) {
@@ -138,17 +138,17 @@ Tensor extract_patches_backward(const Tensor& grad_, const Tensor& origins_, con
   copy_sizes("image_shape", image_shape, wanted.shape, patch.size() + 2);
   require(*std::min_element(image_shape.begin(), image_shape.end()) >= 0, "image_shape: must not be negative");
   if (channels_first) ats::move_axis(wanted, 1, wanted.ndim - 1);
-  const Argument d_image = allocate(wanted, grad.view, channels_first ? options.spatial : 0);
+  Argument d_image = allocate(wanted, grad.view, channels_first ? options.spatial : 0);
   size_t bytes = 0;
   check(ats_extract_patches_backward_workspace(d_image, &bytes));
   const Workspace workspace(bytes, grad.view);
   check(ats_extract_patches_backward(grad, origins, &options, d_image, workspace, executor()));
-  return d_image.tensor;
+  return d_image.release();
 }
 
 // ---- expectation ----
 
-Tensor expectation(const Tensor& features_, const Tensor& attention_, const OptionalTensor& threshold_,
+Result expectation(const Tensor& features_, const Tensor& attention_, const OptionalTensor& threshold_,
                    const OptionalTensor& weights_, Name name) {
   const Argument features = dense("features", features_), attention = dense("attention", attention_);
   const OptionalArgument threshold("threshold", threshold_), weights("weights", weights_);
@@ -157,13 +157,13 @@ Tensor expectation(const Tensor& features_, const Tensor& attention_, const Opti
   size_t bytes = 0;
   check(ats_expectation_shape(features, attention, threshold, weights, estimator, &wanted));
   check(ats_expectation_workspace(attention, &bytes));
-  const Argument expected = allocate(wanted, features.view);
+  Argument expected = allocate(wanted, features.view);
   const Workspace workspace(bytes, features.view);
   check(ats_expectation(features, attention, threshold, weights, estimator, expected, workspace, executor()));
-  return expected.tensor;
+  return expected.release();
 }
 
-std::tuple<Tensor, Tensor> expectation_backward(const Tensor& grad_, const Tensor& features_, const Tensor& attention_,
+std::tuple<Result, Result> expectation_backward(const Tensor& grad_, const Tensor& features_, const Tensor& attention_,
                                                 const OptionalTensor& threshold_, const OptionalTensor& weights_,
                                                 Name name) {
   const Argument grad = dense("grad", grad_), features = dense("features", features_),
@@ -171,15 +171,14 @@ std::tuple<Tensor, Tensor> expectation_backward(const Tensor& grad_, const Tenso
   const OptionalArgument threshold("threshold", threshold_), weights("weights", weights_);
   size_t bytes = 0;
   check(ats_expectation_backward_workspace(attention, &bytes));
-  const Argument d_features = allocate(features.view, features.view),
-                 d_attention = allocate(attention.view, features.view);
+  Argument d_features = allocate(features.view, features.view), d_attention = allocate(attention.view, features.view);
   const Workspace workspace(bytes, features.view);
   check(ats_expectation_backward(grad, features, attention, threshold, weights, estimator_of(name), d_features,
                                  d_attention, workspace, executor()));
-  return {d_features.tensor, d_attention.tensor};
+  return {d_features.release(), d_attention.release()};
 }
 
-std::tuple<Tensor, Tensor> estimator_arrays(const Tensor& attention_, const OptionalTensor& threshold_,
+std::tuple<Result, Result> estimator_arrays(const Tensor& attention_, const OptionalTensor& threshold_,
                                             const OptionalTensor& weights_, Name name) {
   const Argument attention = dense("attention", attention_);
   const OptionalArgument threshold("threshold", threshold_), weights("weights", weights_);
@@ -188,10 +187,10 @@ std::tuple<Tensor, Tensor> estimator_arrays(const Tensor& attention_, const Opti
   size_t bytes = 0;
   check(ats_estimator_arrays_shape(attention, threshold, weights, estimator, &wanted[0], &wanted[1]));
   check(ats_estimator_arrays_workspace(attention, &bytes));
-  const Argument c = allocate(wanted[0], attention.view), m = allocate(wanted[1], attention.view);
+  Argument c = allocate(wanted[0], attention.view), m = allocate(wanted[1], attention.view);
   const Workspace workspace(bytes, attention.view);
   check(ats_estimator_arrays(attention, threshold, weights, estimator, c, m, workspace, executor()));
-  return {c.tensor, m.tensor};
+  return {c.release(), m.release()};
 }
 
 }  // namespace ats_torch

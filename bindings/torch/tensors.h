@@ -9,10 +9,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <memory>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace ats_torch {
@@ -20,6 +24,18 @@ namespace ats_torch {
 // The argument of type `str`. PyTorch's own conversion to std::string (2.10 to 2.13) leaks the string it makes.
 struct Name {
   char text[32];
+};
+
+// Owns a tensor as torch::stable::Tensor does, but with no count of references beside PyTorch's own: for small tensors
+// a call is little else than memory from malloc.
+struct Release {
+  void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
+};
+using Tensor = std::unique_ptr<AtenTensorOpaque, Release>;
+
+// What an operation returns: a tensor handed over to PyTorch.
+struct Result {
+  AtenTensorHandle handle;
 };
 
 }  // namespace ats_torch
@@ -40,12 +56,18 @@ struct ToImpl<ats_torch::Name> {
   }
 };
 
+template <>
+struct ToImpl<ats_torch::Tensor> {
+  static ats_torch::Tensor call(StableIValue value, uint64_t, bool) {
+    return ats_torch::Tensor(to<AtenTensorHandle>(value));
+  }
+};
+
 }  // namespace torch::stable::detail
 
 namespace ats_torch {
 
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+using OptionalTensor = std::optional<torch::stable::Tensor>;
 using Sizes = std::vector<int64_t>;
 using Values = std::optional<std::vector<double>>;
 using View = const ats_tensor*;
@@ -55,8 +77,13 @@ inline void check(int status) {
   if (status != ATS_OK) throw std::runtime_error(ats_last_error());
 }
 
-inline void require(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error(message);
+// The message is put together only where it is needed.
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
 }
 
 // ---- tensors as views ----
@@ -80,43 +107,76 @@ inline int32_t core_dtype(const std::optional<ScalarType>& dtype, int32_t otherw
   return dtype ? core_dtype(stable::to<int32_t>(stable::from(*dtype))) : otherwise;
 }
 
-// A tensor, and the core's view of it.
+inline bool is_contiguous(AtenTensorHandle tensor) {
+  bool answer = false;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &answer));
+  return answer;
+}
+
+inline Tensor contiguous(AtenTensorHandle tensor) {
+  AtenTensorHandle argument = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor, &argument));
+  const torch::stable::Tensor copy = torch::stable::contiguous(torch::stable::Tensor(argument));
+  AtenTensorHandle result = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(copy.get(), &result));
+  return Tensor(result);
+}
+
+// The core's view of a tensor, and the tensor where it was made here.
 struct Argument {
-  Tensor tensor;
+  Tensor made;
   ats_tensor view{};
 
-  Argument(const std::string& name, const Tensor& given) : tensor(given) {
-    const auto shape = tensor.sizes(), strides = tensor.strides();
-    require(shape.size() <= ATS_MAX_DIMS, name + ": has " + std::to_string(shape.size()) + " axes, at most " +
-                                              std::to_string(ATS_MAX_DIMS) + " are taken");
-    std::copy(shape.begin(), shape.end(), view.shape);
-    std::copy(strides.begin(), strides.end(), view.strides);
-    view.ndim = static_cast<int32_t>(shape.size());
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &view.dtype));
+  // Of a tensor that stays alive.
+  Argument(const char* name, AtenTensorHandle tensor) {
+    int64_t axes = 0, *shape = nullptr, *strides = nullptr;
+    int32_t device = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &axes));
+    require(axes <= ATS_MAX_DIMS, name, ": has ", axes, " axes, at most ", ATS_MAX_DIMS, " are taken");
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &shape));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &view.dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &view.device_index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &view.data));
+    std::copy_n(shape, axes, view.shape);
+    std::copy_n(strides, axes, view.strides);
+    view.ndim = static_cast<int32_t>(axes);
     view.dtype = core_dtype(view.dtype);
-    view.device = tensor.is_cuda() ? ATS_CUDA : ATS_CPU;
-    view.device_index = tensor.get_device_index();
-    view.data = tensor.data_ptr();
+    view.device = device == aoti_torch_device_type_cuda() ? ATS_CUDA : ATS_CPU;
+  }
+
+  // Of a new tensor, whose shape is known.
+  Argument(Tensor made_, const ats_tensor& known) : made(std::move(made_)), view(known) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(made.get(), &view.data));
   }
 
   operator View() const { return &view; }
+  Result release() { return {made.release()}; }
 };
 
-inline Argument dense(const char* name, const Tensor& given) {
-  return Argument(name, given.is_contiguous() ? given : torch::stable::contiguous(given));
+inline Argument dense(const char* name, AtenTensorHandle given) {
+  if (is_contiguous(given)) return Argument(name, given);
+  Tensor copy = contiguous(given);
+  Argument argument(name, copy.get());
+  argument.made = std::move(copy);
+  return argument;
 }
+inline Argument dense(const char* name, const Tensor& given) { return dense(name, given.get()); }
 
 // A new tensor of the shape and dtype that the core asked for, where `like` is. With `spatial` > 0 the channels, last
 // for the core, stand before that many axes in the tensor.
 inline Argument allocate(ats_tensor wanted, const ats_tensor& like, int spatial = 0) {
   require(wanted.dtype >= 0, "dtype: not one that the core has");
+  wanted.device = like.device;
+  wanted.device_index = like.device_index;
   ats::move_axis(wanted, wanted.ndim - 1, wanted.ndim - 1 - spatial);
   ats::set_strides(wanted);
   const int32_t device = like.device == ATS_CUDA ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(wanted.ndim, wanted.shape, wanted.strides, dtypes()[wanted.dtype],
                                                   device, like.device_index, &handle));
-  Argument result("output", Tensor(handle));
+  Argument result(Tensor(handle), wanted);
   ats::move_axis(result.view, wanted.ndim - 1 - spatial, wanted.ndim - 1);
   return result;
 }
@@ -124,29 +184,36 @@ inline Argument allocate(ats_tensor wanted, const ats_tensor& like, int spatial 
 struct OptionalArgument {
   std::optional<Argument> argument;
   OptionalArgument(const char* name, const OptionalTensor& given) {
-    if (given) argument = dense(name, *given);
+    if (given) argument = dense(name, given->get());
   }
   operator View() const { return argument ? &argument->view : nullptr; }
 };
 
-// Scratch memory from PyTorch's allocator.
+// Scratch memory: a little of it on the stack of the CPU, the rest from PyTorch's allocator.
 struct Workspace {
+  alignas(64) std::byte little[4096];
+  void* data = nullptr;
   std::optional<Argument> memory;
+
   Workspace(size_t bytes, const ats_tensor& like) {
-    ats_tensor wanted{};
-    wanted.ndim = 1;
-    wanted.shape[0] = static_cast<int64_t>(bytes);
-    wanted.dtype = ATS_UINT8;
-    if (bytes > 0) memory = allocate(wanted, like);
+    if (like.device == ATS_CPU && bytes <= sizeof(little)) {
+      data = little;
+    } else if (bytes > 0) {
+      ats_tensor wanted{};
+      wanted.ndim = 1;
+      wanted.shape[0] = static_cast<int64_t>(bytes);
+      wanted.dtype = ATS_UINT8;
+      data = memory.emplace(allocate(wanted, like)).view.data;
+    }
   }
-  operator void*() const { return memory ? memory->view.data : nullptr; }
+  Workspace(const Workspace&) = delete;
+  operator void*() const { return data; }
 };
 
 template <size_t N>
-void copy_sizes(const std::string& name, const Sizes& sizes, int64_t (&out)[N], size_t axes) {
-  require(sizes.size() <= N, name + ": at most " + std::to_string(N) + " values are taken");
-  require(sizes.size() == axes,
-          name + ": must have " + std::to_string(axes) + " values, got " + std::to_string(sizes.size()));
+void copy_sizes(const char* name, const Sizes& sizes, int64_t (&out)[N], size_t axes) {
+  require(sizes.size() <= N, name, ": at most ", N, " values are taken");
+  require(sizes.size() == axes, name, ": must have ", axes, " values, got ", sizes.size());
   std::copy(sizes.begin(), sizes.end(), out);
 }
 

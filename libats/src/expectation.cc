@@ -1,139 +1,13 @@
 // expectation: the weighted sum of the features of the sampled cells, its gradients, and the estimators' arrays.
 #include <algorithm>
-#include <cmath>
-#include <vector>
 
 #include "core.h"
-#include "expectation_math.h"
+#include "expectation_features.h"
+#include "expectation_rows.h"
+#include "murthy_lanes.h"
 
 namespace ats {
 namespace {
-
-struct Inputs {
-  const char* op;
-  const ats_tensor* attention;
-  const ats_tensor* threshold;
-  const ats_tensor* weights;
-  int estimator;
-};
-
-const char* const kEstimatorNames[] = {"iid", "des_raj", "murthy", "horvitz_thompson", "normalized"};
-
-void describe_inputs(const Inputs& in) {
-  if (in.estimator < ATS_IID || in.estimator > ATS_NORMALIZED)
-    fail("%s: estimator must be iid, des_raj, murthy, horvitz_thompson or normalized, got %d", in.op, in.estimator);
-  check_described({in.op, "attention"}, in.attention, kSingleOrDouble, 2, 2, "(B, N)");
-  if (in.attention->shape[1] == 0) fail("%s: attention must have at least one sample (N >= 1)", in.op);
-  const unsigned same = 1u << in.attention->dtype;
-  if (in.estimator == ATS_HORVITZ_THOMPSON) {
-    if (in.threshold == nullptr) fail("%s: threshold is needed by the horvitz_thompson estimator", in.op);
-    check_described({in.op, "threshold"}, in.threshold, same, 1, 1, "(B,)");
-    check_same_size({in.op, "threshold"}, in.threshold->shape[0], "B", in.attention->shape[0], "attention");
-  }
-  if (in.weights != nullptr) {
-    if (in.estimator != ATS_DES_RAJ)
-      fail("%s: weights belong to the des_raj estimator, not to %s", in.op, kEstimatorNames[in.estimator]);
-    check_described({in.op, "weights"}, in.weights, same, 1, 1, "(N,)");
-    check_same_size({in.op, "weights"}, in.weights->shape[0], "N", in.attention->shape[1], "attention");
-  }
-}
-
-double value_at(const ats_tensor& t, int64_t i) {
-  return t.dtype == ATS_FLOAT64 ? data_of<double>(t)[i] : double(data_of<float>(t)[i]);
-}
-
-// A vector argument in double.
-std::vector<double> read_vector(Where where, const ats_tensor* t) {
-  check_tensor(where, t, kSingleOrDouble, 1, 1, "a vector");
-  std::vector<double> values(static_cast<size_t>(t->shape[0]));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = value_at(*t, int64_t(i) * t->strides[0]);
-  return values;
-}
-
-// The attention and what goes with it, in double, every value checked. Each row has five arrays of N doubles in the
-// workspace: a, c, h, da and scratch of the estimator; then `extra` more.
-class Rows {
- public:
-  static int64_t doubles(int64_t n, int64_t extra) { return 5 * n + extra; }
-
-  Rows(const Inputs& in, void* workspace, int64_t extra)
-      : estimator_(in.estimator), scratch_(static_cast<double*>(workspace)) {
-    describe_inputs(in);
-    check_tensor({in.op, "attention"}, in.attention, kSingleOrDouble, 2, 2, "(B, N)");
-    batch = in.attention->shape[0];
-    n = in.attention->shape[1];
-    stride_ = doubles(n, extra);
-    if (in.estimator == ATS_HORVITZ_THOMPSON) thresholds_ = read_vector({in.op, "threshold"}, in.threshold);
-    if (in.weights != nullptr) weights_ = read_vector({in.op, "weights"}, in.weights);
-    check_values(in);
-    if (batch == 0) return;
-    check_pointer({in.op, "workspace"}, workspace);
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t i = 0; i < n; ++i) a(b)[i] = attention_at(*in.attention, b, i);
-  }
-
-  double* a(int64_t b) const { return scratch_ + b * stride_; }
-  double* c(int64_t b) const { return a(b) + n; }
-  double* h(int64_t b) const { return a(b) + 2 * n; }
-  double* da(int64_t b) const { return a(b) + 3 * n; }
-  double* extra(int64_t b) const { return a(b) + 5 * n; }
-  EstimatorRow row(int64_t b) const {
-    return {a(b), n, thresholds_.empty() ? 0.0 : thresholds_[size_t(b)], weights_.empty() ? nullptr : weights_.data(),
-            a(b) + 4 * n};
-  }
-  void fill_coefficients(int64_t b) const { coefficients(estimator_, row(b), c(b)); }
-  int64_t cost() const { return estimator_ == ATS_MURTHY ? n * 1000 : n; }
-
-  int64_t batch = 0, n = 0;
-
- private:
-  static double attention_at(const ats_tensor& t, int64_t b, int64_t i) {
-    return value_at(t, b * t.strides[0] + i * t.strides[1]);
-  }
-
-  void check_values(const Inputs& in) const {
-    const bool probabilities = in.estimator != ATS_NORMALIZED;
-    for (int64_t b = 0; b < batch; ++b) {
-      double sum = 0.0;
-      for (int64_t i = 0; i < n; ++i) {
-        const double x = attention_at(*in.attention, b, i);
-        // The softmax of a half dtype may leave a little more than 1.
-        if (!(x >= 0.0) || std::isinf(x) || (probabilities && x > 1.01))
-          fail("%s: attention must hold %s, got %g in row %lld", in.op,
-               probabilities ? "probabilities between 0 and 1" : "finite values that are not negative", x,
-               static_cast<long long>(b));
-        sum += x;
-      }
-      // Cells drawn without replacement are different ones, so that their probabilities cannot pass 1 together.
-      if (probabilities && in.estimator != ATS_IID && sum > 1.01)
-        fail("%s: attention sums to %g in row %lld; it must be the probabilities that sample gave", in.op, sum,
-             static_cast<long long>(b));
-      if (!probabilities && !(sum > 0.0))
-        fail("%s: attention has no mass in row %lld", in.op, static_cast<long long>(b));
-    }
-    for (size_t b = 0; b < thresholds_.size(); ++b)
-      if (!(thresholds_[b] > 0.0))
-        fail("%s: threshold must be positive, got %g in row %lld", in.op, thresholds_[b], static_cast<long long>(b));
-    double sum = 0.0;
-    for (double weight : weights_) sum += weight;
-    if (!weights_.empty() && !(std::abs(sum - 1.0) <= 1e-3)) fail("%s: weights must sum to 1, got %g", in.op, sum);
-  }
-
-  int estimator_;
-  int64_t stride_ = 0;
-  double* scratch_;
-  std::vector<double> thresholds_, weights_;
-};
-
-size_t workspace_bytes(const char* op, const ats_tensor* attention, bool matrix) {
-  check_described({op, "attention"}, attention, kSingleOrDouble, 2, 2, "(B, N)");
-  const Where where{op, "attention"};
-  check_known(where, *attention);
-  const int64_t n = attention->shape[1];
-  multiply_sizes(where, 1000, n);  // the largest multiple of n below
-  const int64_t per_row = Rows::doubles(n, matrix ? multiply_sizes(where, n, n) : 0);
-  return size_t(multiply_sizes(where, multiply_sizes(where, attention->shape[0], per_row), 8));
-}
 
 // How many elements follow the axes (B, N) or (B).
 int64_t trailing(const ats_tensor& t, int axis) {
@@ -154,61 +28,96 @@ ats_tensor expected_shape(const char* op, const ats_tensor* features, const ats_
   return expected;
 }
 
+// c of every row.
+void fill_coefficients(int estimator, const EstimatorRows& rows, const ats_executor* executor) {
+  rows.each(executor, [&](int64_t b, double* scratch) {
+    const EstimatorRow row = rows.row(b);
+    const double rest = rows.rest(row);
+    if (rest > 0.0) on_this_cpu<MurthyCoefficients>(row.a, row.n, rest, scratch, rows.c(b));
+    else coefficients(estimator, row, rows.c(b));
+  });
+}
+
+// c and the gradient to the attention from h = <f, grad>.
+template <typename T>
+void fill_attention_gradient(int estimator, const EstimatorRows& rows, const ats_tensor& d_attention,
+                             const ats_executor* executor) {
+  rows.each(executor, [&](int64_t b, double* scratch) {
+    const EstimatorRow row = rows.row(b);
+    const double rest = rows.rest(row);
+    double* const da = scratch + 24 * row.n;
+    if (rest > 0.0) {
+      on_this_cpu<MurthyGradient>(row.a, row.n, rest, rows.h(b), scratch, rows.c(b), da);
+    } else {
+      coefficients(estimator, row, rows.c(b));
+      attention_gradient(estimator, row, rows.c(b), rows.h(b), da);
+    }
+    T* const out = data_of<T>(d_attention) + b * d_attention.strides[0];
+    for (int64_t i = 0; i < row.n; ++i) out[i * d_attention.strides[1]] = store_clamped<T>(da[i]);
+  });
+}
+
+template <typename T>
+void fill_arrays(int estimator, const EstimatorRows& rows, T* c, T* m, const ats_executor* executor) {
+  rows.each(executor, [&](int64_t b, double* scratch) {
+    const EstimatorRow row = rows.row(b);
+    const double rest = rows.rest(row);
+    T* const matrix = m + b * row.n * row.n;
+    if (rest > 0.0) {
+      on_this_cpu<MurthyMatrix<T>>(row.a, row.n, rest, scratch, rows.c(b), matrix);
+    } else {
+      coefficients(estimator, row, rows.c(b));
+      attention_matrix(estimator, row, rows.c(b), scratch, scratch + row.n, matrix);
+    }
+    for (int64_t i = 0; i < row.n; ++i) c[b * row.n + i] = store_clamped<T>(rows.c(b)[i]);
+  });
+}
+
 template <typename F>
-void forward(const Rows& rows, const ats_tensor& features, const ats_tensor& expected, const ats_executor* executor) {
-  using A = std::conditional_t<std::is_same_v<F, double>, double, float>;
-  constexpr int64_t kBlock = 256;  // sums that stay in the first cache
+void forward(const EstimatorRows& rows, const ats_tensor& features, const ats_tensor& expected,
+             const ats_executor* executor) {
+  constexpr int64_t kBlock = 1024;  // sums that stay in the first cache
   const int64_t channels = trailing(features, 2), blocks = (channels + kBlock - 1) / kBlock;
-  parallel_for(executor, rows.batch * blocks, grain_for(kBlock * rows.n), [&](int64_t begin, int64_t end) {
+  const int64_t cost = rows.n * std::min(channels, kBlock) / 4;
+  parallel_for(executor, rows.batch * blocks, grain_for(cost), [&](int64_t begin, int64_t end) {
+    FeatureScalar<F> sums[kBlock + kFeatureLanes<F>];
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / blocks, first = item % blocks * kBlock;
-      const int64_t width = std::min(kBlock, channels - first);
-      A sums[kBlock] = {};
-      for (int64_t i = 0; i < rows.n; ++i) {
-        const A c = A(rows.c(b)[i]);
-        const F* f = data_of<const F>(features) + b * features.strides[0] + i * features.strides[1] + first;
-        for (int64_t k = 0; k < width; ++k) sums[k] += c * A(load(f[k]));
-      }
+      const F* f = data_of<const F>(features) + b * features.strides[0] + first;
       F* out = data_of<F>(expected) + b * expected.strides[0] + first;
-      for (int64_t k = 0; k < width; ++k) out[k] = store<F>(sums[k]);
+      on_this_cpu<WeightedSum<F>>(static_cast<const double*>(rows.c(b)), rows.n, f, features.strides[1],
+                                  std::min(kBlock, channels - first), +sums, out);
     }
   });
 }
 
-// d_features and h = <f, grad> in one pass over the features.
+// body(b, i, grad of b) for every sample, on the executor's threads.
+template <typename F, typename Body>
+void each_sample(const EstimatorRows& rows, const ats_tensor& grad, int64_t channels, const ats_executor* executor,
+                 const Body& body) {
+  parallel_for(executor, rows.batch * rows.n, grain_for(channels / 4), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item)
+      body(item / rows.n, item % rows.n, data_of<const F>(grad) + item / rows.n * grad.strides[0]);
+  });
+}
+
 template <typename F>
-void backward(const Rows& rows, const ats_tensor& grad, const ats_tensor& features, const ats_tensor& d_features,
-              const ats_executor* executor) {
-  using A = std::conditional_t<std::is_same_v<F, double>, double, float>;
-  constexpr int64_t kLanes = 8;  // sums in a fixed order that vectorises
+void read_features(const EstimatorRows& rows, const ats_tensor& grad, const ats_tensor& features,
+                   const ats_executor* executor) {
   const int64_t channels = trailing(features, 2);
-  parallel_for(executor, rows.batch * rows.n, grain_for(2 * channels), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t b = item / rows.n, i = item % rows.n;
-      const A c = A(rows.c(b)[i]);
-      const F* g = data_of<const F>(grad) + b * grad.strides[0];
-      const F* f = data_of<const F>(features) + b * features.strides[0] + i * features.strides[1];
-      F* df = data_of<F>(d_features) + b * d_features.strides[0] + i * d_features.strides[1];
-      double lanes[kLanes] = {};
-      for (int64_t k = 0; k < channels; k += kLanes) {
-        const int64_t width = std::min(kLanes, channels - k);
-        for (int64_t l = 0; l < width; ++l) {
-          const A gradient = A(load(g[k + l]));
-          df[k + l] = store<F>(c * gradient);
-          lanes[l] += double(gradient) * double(load(f[k + l]));
-        }
-      }
-      double sum = 0.0;
-      for (double lane : lanes) sum += lane;
-      rows.h(b)[i] = sum;
-    }
+  each_sample<F>(rows, grad, channels, executor, [&](int64_t b, int64_t i, const F* g) {
+    const F* f = data_of<const F>(features) + b * features.strides[0] + i * features.strides[1];
+    rows.h(b)[i] = on_this_cpu<DotProduct<F>>(f, g, channels);
   });
 }
 
-template <typename Body>
-void each_row(const Rows& rows, const ats_executor* executor, const Body& body) {
-  parallel_for(executor, rows.batch, grain_for(rows.cost()), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) body(b);
+template <typename F>
+void fill_feature_gradient(const EstimatorRows& rows, const ats_tensor& grad, const ats_tensor& d_features,
+                           const ats_executor* executor) {
+  const int64_t channels = trailing(d_features, 2);
+  each_sample<F>(rows, grad, channels, executor, [&](int64_t b, int64_t i, const F* g) {
+    F* df = data_of<F>(d_features) + b * d_features.strides[0] + i * d_features.strides[1];
+    on_this_cpu<Scaled<F>>(rows.c(b)[i], g, channels, df);
   });
 }
 
@@ -234,14 +143,14 @@ int ats_expectation_shape(const ats_tensor* features, const ats_tensor* attentio
 int ats_expectation_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
   return guard([&] {
     check_pointer({"expectation", "bytes"}, bytes);
-    *bytes = workspace_bytes("expectation", attention, false);
+    *bytes = size_t(EstimatorRows::workspace_bytes("expectation", attention, false));
   });
 }
 
 int ats_expectation_backward_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
   return guard([&] {
     check_pointer({"expectation_backward", "bytes"}, bytes);
-    *bytes = workspace_bytes("expectation_backward", attention, false);
+    *bytes = size_t(EstimatorRows::workspace_bytes("expectation_backward", attention, false));
   });
 }
 
@@ -250,13 +159,13 @@ int ats_expectation(const ats_tensor* features, const ats_tensor* attention, con
                     const ats_executor* executor) noexcept {
   return guard([&] {
     constexpr const char* op = "expectation";
-    const Inputs inputs{op, attention, threshold, weights, estimator};
+    const EstimatorInputs inputs{op, attention, threshold, weights, estimator};
     describe_inputs(inputs);
     const ats_tensor shape = expected_shape(op, features, attention);
     check_features(op, "features", features, *features, 2);
     check_features(op, "expected", expected, shape, 1);
-    const Rows rows(inputs, workspace, 0);
-    each_row(rows, executor, [&](int64_t b) { rows.fill_coefficients(b); });
+    const EstimatorRows rows(inputs, workspace, false);
+    fill_coefficients(estimator, rows, executor);
     dispatch_floating(features->dtype,
                       [&](auto type) { forward<typename decltype(type)::type>(rows, *features, *expected, executor); });
   });
@@ -268,26 +177,24 @@ int ats_expectation_backward(const ats_tensor* grad, const ats_tensor* features,
                              const ats_executor* executor) noexcept {
   return guard([&] {
     constexpr const char* op = "expectation_backward";
-    const Inputs inputs{op, attention, threshold, weights, estimator};
+    const EstimatorInputs inputs{op, attention, threshold, weights, estimator};
     describe_inputs(inputs);
     const ats_tensor shape = expected_shape(op, features, attention);
     check_features(op, "features", features, *features, 2);
     check_features(op, "grad", grad, shape, 1);
     check_features(op, "d_features", d_features, *features, 2);
     check_output({op, "d_attention"}, d_attention, *attention);
-    const Rows rows(inputs, workspace, 0);
-    each_row(rows, executor, [&](int64_t b) { rows.fill_coefficients(b); });
+    const EstimatorRows rows(inputs, workspace, false);
+    // The features are read for h = <f, grad>; c and the gradient to the attention come out of one walk over murthy's
+    // nodes; and d_features needs c alone.
     dispatch_floating(features->dtype, [&](auto type) {
-      backward<typename decltype(type)::type>(rows, *grad, *features, *d_features, executor);
+      read_features<typename decltype(type)::type>(rows, *grad, *features, executor);
     });
     dispatch_single_or_double(attention->dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      each_row(rows, executor, [&](int64_t b) {
-        attention_gradient(estimator, rows.row(b), rows.c(b), rows.h(b), rows.da(b));
-        for (int64_t i = 0; i < rows.n; ++i)
-          data_of<T>(*d_attention)[b * d_attention->strides[0] + i * d_attention->strides[1]] =
-              store_clamped<T>(rows.da(b)[i]);
-      });
+      fill_attention_gradient<typename decltype(type)::type>(estimator, rows, *d_attention, executor);
+    });
+    dispatch_floating(features->dtype, [&](auto type) {
+      fill_feature_gradient<typename decltype(type)::type>(rows, *grad, *d_features, executor);
     });
   });
 }
@@ -309,7 +216,7 @@ int ats_estimator_arrays_shape(const ats_tensor* attention, const ats_tensor* th
 int ats_estimator_arrays_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
   return guard([&] {
     check_pointer({"estimator_arrays", "bytes"}, bytes);
-    *bytes = workspace_bytes("estimator_arrays", attention, true);
+    *bytes = size_t(EstimatorRows::workspace_bytes("estimator_arrays", attention, true));
   });
 }
 
@@ -318,20 +225,15 @@ int ats_estimator_arrays(const ats_tensor* attention, const ats_tensor* threshol
                          const ats_executor* executor) noexcept {
   return guard([&] {
     constexpr const char* op = "estimator_arrays";
-    const Inputs inputs{op, attention, threshold, weights, estimator};
+    const EstimatorInputs inputs{op, attention, threshold, weights, estimator};
     describe_inputs(inputs);
     const int64_t batch = attention->shape[0], n = attention->shape[1];
     check_features(op, "c", c, describe(attention->dtype, {batch, n}), 0);
     check_features(op, "m", m, describe(attention->dtype, {batch, n, n}), 0);
-    const Rows rows(inputs, workspace, n * n);
+    const EstimatorRows rows(inputs, workspace, true);
     dispatch_single_or_double(attention->dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      each_row(rows, executor, [&](int64_t b) {
-        rows.fill_coefficients(b);
-        attention_matrix(estimator, rows.row(b), rows.c(b), rows.h(b), rows.da(b), rows.extra(b));
-        for (int64_t i = 0; i < n; ++i) data_of<T>(*c)[b * n + i] = store_clamped<T>(rows.c(b)[i]);
-        for (int64_t k = 0; k < n * n; ++k) data_of<T>(*m)[b * n * n + k] = store_clamped<T>(rows.extra(b)[k]);
-      });
+      fill_arrays(estimator, rows, data_of<T>(*c), data_of<T>(*m), executor);
     });
   });
 }

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "half.h"
+#include "convert_lanes.h"
 #include "simd.h"
 
 namespace ats {
@@ -41,9 +41,7 @@ ATS_INLINE Doubles load_lanes(const float* data) {
 }
 template <typename Half>
 ATS_INLINE Doubles load_lanes(const Half* data) {
-  float lanes[8];
-  for (int l = 0; l < 8; ++l) lanes[l] = load(data[l]);
-  return load_lanes(lanes);
+  return widen<double, 8>(data);
 }
 
 // Sixteen at once, which GCC converts with half the instructions of twice eight.
@@ -54,9 +52,7 @@ ATS_INLINE SixteenFloats load_floats(const float* data) {
 }
 template <typename Half>
 ATS_INLINE SixteenFloats load_floats(const Half* data) {
-  float lanes[16];
-  for (int l = 0; l < 16; ++l) lanes[l] = load(data[l]);
-  return load_floats(lanes);
+  return widen<float, 16>(data);
 }
 struct TwoDoubles {
   Doubles low, high;

@@ -52,4 +52,26 @@ ATS_HD inline int64_t source_pixel(const Axis& axis, int64_t position, int paddi
   return rest < axis.size ? rest : period - rest;
 }
 
+// The image pixels [first, last) that hold all that the patch takes from the image, from patch_start on.
+struct Span {
+  int64_t first, last;
+};
+ATS_HD inline Span touched_pixels(const Axis& axis, int64_t start, int padding) {
+  const int64_t stop = start + axis.scale * axis.patch;
+  Span span{start < 0 ? 0 : start, stop > axis.size ? axis.size : stop};
+  if (padding == ATS_PAD_CONSTANT) return span;
+  if (padding == ATS_PAD_EDGE) {
+    if (span.first >= axis.size) span.first = axis.size - 1;
+    if (span.last <= 0) span.last = 1;
+    return span;
+  }
+  // Mirrored: pixel i stands at -i, and pixel size - 1 - i at size - 1 + i.
+  if (-start >= axis.size || stop - axis.size >= axis.size) return {0, axis.size};
+  if (start < 0 && span.last <= -start) span.last = 1 - start;
+  if (stop > axis.size && span.first > 2 * axis.size - 1 - stop) span.first = 2 * axis.size - 1 - stop;
+  if (span.first < 0) span.first = 0;
+  if (span.last > axis.size) span.last = axis.size;
+  return span;
+}
+
 }  // namespace ats

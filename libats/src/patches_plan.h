@@ -27,6 +27,9 @@ struct PatchesPlan {
     for (int a = 0; a < 3; ++a) count *= axis(a, s).scale;
     return count;
   }
+  // The channels of a pixel lie side by side, and the pixels of a row behind each other.
+  bool image_interleaved() const { return image_channel == 1 && image_axis[2] == channels; }
+  bool patch_interleaved() const { return patch_channel == 1 && patch_axis[2] == channels; }
   int64_t start(int a, int64_t b, int64_t n, int s) const {
     const int real = a - (3 - spatial);
     if (real < 0) return 0;

@@ -3,19 +3,10 @@
 #include <vector>
 
 #include "check.h"
+#include "every_cpu.h"
 #include "sample_rows.h"
 
 using namespace ats;
-
-template <typename Loop, typename Same, typename... Args>
-void on_every_cpu(const Same& same, Args... args) {
-  same([&] { return Loop::run(args...); });
-#if defined(__x86_64__)
-  if (this_cpu() >= Cpu::avx2) same([&] { return run_avx2<Loop>(args...); });
-  if (this_cpu() >= Cpu::avx512) same([&] { return run_avx512<Loop>(args...); });
-#endif
-  same([&] { return on_this_cpu<Loop>(args...); });
-}
 
 bool same_bits(double a, double b) { return bit_cast<uint64_t>(a) == bit_cast<uint64_t>(b); }
 

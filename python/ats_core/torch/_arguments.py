@@ -17,6 +17,7 @@ Sizes: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 Rng: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Tensor | None
 Channels: TypeAlias = float | Sequence[float] | Tensor | None
 
+_CPU = torch.device("cpu")
 _NARROWER = (torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)  # all fit into int64
 
 
@@ -27,7 +28,7 @@ def is_single(value: Any) -> bool:
 
 def to_int(name: str, value: SupportsIndex) -> int:
     """An int of 64 bits, or a symbolic one."""
-    if isinstance(value, torch.SymInt) or (torch.compiler.is_compiling() and isinstance(value, int)):
+    if isinstance(value, torch.SymInt) or (torch.compiler.is_dynamo_compiling() and isinstance(value, int)):
         return value
     try:
         number = operator.index(value)
@@ -61,7 +62,7 @@ def to_scales(scales: Sequence[SupportsIndex] | None) -> Sequence[int]:
 def to_rng(rng: Rng) -> Tensor:
     """An int64 tensor (seed, offset), from PyTorch's generator for None."""
     if rng is None:
-        return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
+        return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=_CPU)
     if isinstance(rng, Tensor):
         pair = rng.cpu().long() if rng.dtype in _NARROWER else rng.cpu()
         # the operation checks shape and dtype
@@ -75,7 +76,7 @@ def to_rng(rng: Rng) -> Tensor:
         raise TypeError(
             f"rng: must be None, an int seed, (seed, offset) or an int64 tensor of those two, got {rng!r}"
         ) from None
-    return torch.tensor([seed, offset], dtype=torch.int64, device="cpu")
+    return torch.tensor([seed, offset], dtype=torch.int64, device=_CPU)
 
 
 def to_channels(name: str, values: Channels, channels: int) -> list[float] | None:

@@ -109,59 +109,71 @@ def _(attention, threshold, weights, estimator):
 # ---- gradients ----
 
 
-def _differentiable(op: Any, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+def _differentiable(
+    op: Any, setup: Callable[..., None], backward: Callable[..., Any], *, first_only: bool = False
+) -> None:
     """Register ``backward`` as the gradient of ``op``; ``setup(ctx, inputs, outputs)`` saves what it wants.
+
+    ``first_only``: of the first input and the first output alone, which spares autograd the others.
 
     One autograd kernel serves eager mode, torch.func, AOTAutograd and export. torch.library.register_autograd would do
     for all but torch.func: the Function that it makes is refused there, and a second Function with setup_context and
     vmap, chosen by the caller when a transform is active, helps the wrapper but neither the raw operation nor
-    compile(grad(f)). The kernel below is what register_autograd installs (torch/_library/autograd.py) with the two
-    things added that PyTorch's own single-level Functions do (torch/_functorch/autograd_function.py): it is applied
-    under enable_single_level_autograd_function, since by the time that the Autograd key is reached functorch has
-    already chosen the level, and the call below it runs with gradients enabled, so that outer levels record it too.
+    compile(grad(f)). The kernel below computes first, with gradients enabled as it was called, so that outer levels of
+    torch.func record it too, and then hangs a Function on what it computed. Under a transform that is done under
+    enable_single_level_autograd_function, as PyTorch does for its own single-level Functions
+    (torch/_functorch/autograd_function.py), since by the time that the Autograd key is reached functorch has already
+    chosen the level. It is made to be quick (docs/speed.md): the keyset, for one, takes longer to pass on than to find
+    again.
     """
+    call = op._op  # without the Python frame of OpOverload.__call__
+    one_of_many = first_only and len(op._schema.returns) > 1
 
-    def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
-        with torch.enable_grad(), _C._AutoDispatchBelowAutograd():
-            outputs = op.redispatch(keyset & _C._after_autograd_keyset, *inputs)
+    def forward(ctx: Any, computed: tuple[Any, Any], *_: Any) -> Any:
+        inputs, outputs = computed  # in a tuple: as tensors the outputs would be inputs of the Function
         ctx.set_materialize_grads(False)
         setup(ctx, inputs, outputs)
-        return outputs
+        return outputs[0] if one_of_many else outputs
 
-    def backward_with_keyset(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward_of_tensors(ctx: Any, *grads: Tensor | None) -> Any:
         return (None, *backward(ctx, *grads))
 
     function: Any = type(
         op._opname,  # names the grad_fn: <torch.autograd.function.sampleBackward>
         (_SingleLevelFunction,),
-        {"forward": staticmethod(forward), "backward": staticmethod(backward_with_keyset)},
+        {"forward": staticmethod(forward), "backward": staticmethod(backward_of_tensors)},
     )
 
-    def kernel(keyset: Any, *inputs: Any) -> Any:
+    def kernel(*inputs: Any) -> Any:
+        with _C._AutoDispatchBelowAutograd():
+            outputs = call(*inputs)
         # Within forward-mode AD the Function is applied whatever requires a gradient: it raises where it has a
         # tangent to push forward, which would otherwise be dropped in silence.
-        if (_C.is_grad_enabled() and _C._any_requires_grad(*inputs)) or forward_ad._current_level >= 0:
+        if not (_C.is_grad_enabled() and _C._any_requires_grad(*inputs)) and forward_ad._current_level < 0:
+            return outputs
+        arguments = (inputs, outputs), *(inputs[:1] if first_only else inputs)
+        if _C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
-                return function.apply(keyset, *inputs)
-        with _C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & _C._after_autograd_keyset, *inputs)
+                recorded = function.apply(*arguments)
+        else:
+            recorded = function.apply(*arguments)
+        return (recorded, *outputs[1:]) if one_of_many else recorded
 
-    _library.impl(op._opname, kernel, "Autograd", with_keyset=True)
+    _library.impl(op._opname, kernel, "Autograd")
 
 
 def _draws_setup(ctx: Any, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    probabilities, indices, threshold, log_mass = outputs
+    probabilities, indices, _threshold, log_mass = outputs
     ctx.logits = inputs[-1]
-    ctx.mark_non_differentiable(indices, threshold, log_mass)
     ctx.save_for_backward(inputs[0], indices, probabilities, log_mass)
 
 
-def _draws_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else sample_backward(grad, *ctx.saved_tensors, ctx.logits)
+def _draws_gradient(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None]:
+    return (None if grad is None else sample_backward(grad, *ctx.saved_tensors, ctx.logits),)
 
 
-_differentiable(sample, _draws_setup, lambda ctx, grad, *_: (_draws_gradient(ctx, grad), *(None,) * 4))
-_differentiable(topk, _draws_setup, lambda ctx, grad, *_: (_draws_gradient(ctx, grad), *(None,) * 2))
+_differentiable(sample, _draws_setup, _draws_gradient, first_only=True)
+_differentiable(topk, _draws_setup, _draws_gradient, first_only=True)
 
 
 def _patches_setup(ctx: Any, inputs: Sequence[Any], _: Tensor) -> None:
@@ -171,13 +183,13 @@ def _patches_setup(ctx: Any, inputs: Sequence[Any], _: Tensor) -> None:
     ctx.options = (patch_size, scales, padding, fill, image.dtype, mean, std, channels_first)
 
 
-def _patches_gradient(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+def _patches_gradient(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None]:
     if grad is None:
-        return (None,) * 10
-    return (extract_patches_backward(grad, *ctx.saved_tensors, ctx.image_shape, *ctx.options), *(None,) * 9)
+        return (None,)
+    return (extract_patches_backward(grad, *ctx.saved_tensors, ctx.image_shape, *ctx.options),)
 
 
-_differentiable(extract_patches, _patches_setup, _patches_gradient)
+_differentiable(extract_patches, _patches_setup, _patches_gradient, first_only=True)
 
 
 def _expectation_setup(ctx: Any, inputs: Sequence[Any], _: Tensor) -> None:

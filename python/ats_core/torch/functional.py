@@ -72,7 +72,9 @@ def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = F
         TypeError: no tensor; an rng that is none of the above. ValueError: one that does not fit into 64 bits.
     """
     check_tensor("attention", attention)
-    probabilities, indices, threshold, _ = _ops.sample(attention, to_rng(rng), n, replace, logits)
+    # Dynamo knows the operation; elsewhere a call of its function spares a Python frame (docs/speed.md).
+    operation = _ops.sample if torch.compiler.is_dynamo_compiling() else _ops.sample._op
+    probabilities, indices, threshold, _ = operation(attention, to_rng(rng), n, replace, logits)
     return Samples(indices, probabilities, threshold)
 
 

@@ -1,0 +1,250 @@
+"""What one small call costs in PyTorch, layer by layer, beside torch.topk in one run.
+
+    python benchmarks/call_overhead.py [--threads 1] [--out benchmarks/results]
+
+One row of 64 cells, 4 of them sampled; patches of 8 x 8 from an image of 64 x 64; 16 features a patch. Prints a Markdown
+table of microseconds, medians of rounds in which everything takes turns. Each column holds the one before it:
+
+- core: shape, workspace and operation through the C ABI (by ctypes, whose own price is measured and taken off)
+- torch.ops: the operation on tensors, in inference mode
+- function: what ats_core.torch offers, which also draws the seed, checks and turns arguments into lists
+- with gradients: the same two where autograd records
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ats_core
+import ats_core.torch as ats
+
+Call = Callable[[], Any]
+CODES = {torch.float32: 5, torch.float64: 6, torch.int64: 7}  # ats_dtype
+COLUMNS = ["core", "torch.ops", "function", "torch.ops, with gradients", "function, with gradients"]
+GRID, IMAGE, PATCH, N = (8, 8), (64, 64), (8, 8), 4
+PLAIN = ("constant", 0.0, None, None, None, True)  # padding, fill, dtype, mean, std, channels_first
+
+
+# ---- the core by ctypes: the structures of ats.h ----
+
+
+class View(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("shape", ctypes.c_int64 * 8),
+        ("strides", ctypes.c_int64 * 8),
+        *((name, ctypes.c_int32) for name in ("ndim", "dtype", "device", "device_index")),
+    ]
+
+
+class SampleOptions(ctypes.Structure):
+    _fields_ = [("n", ctypes.c_int64), ("replace", ctypes.c_int32), ("logits", ctypes.c_int32)]
+
+
+class LocateOptions(ctypes.Structure):
+    _fields_ = [
+        ("spatial", ctypes.c_int32),
+        *((name, ctypes.c_int64 * 3) for name in ("grid", "low", "image", "patch", "receptive_field")),
+    ]
+
+
+class PatchesOptions(ctypes.Structure):
+    _fields_ = [
+        ("spatial", ctypes.c_int32),
+        ("patch", ctypes.c_int64 * 3),
+        ("n_scales", ctypes.c_int32),
+        ("scales", ctypes.c_int64 * 16),
+        ("padding", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("fill", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("mean", "std")),
+        *((name, ctypes.c_int64) for name in ("n_mean", "n_std")),
+    ]
+
+
+def view(tensor: torch.Tensor) -> Any:
+    sizes, strides = (ctypes.c_int64 * 8)(*tensor.shape), (ctypes.c_int64 * 8)(*tensor.stride())
+    return ctypes.byref(View(tensor.data_ptr(), sizes, strides, tensor.dim(), CODES[tensor.dtype], 0, 0))
+
+
+def core_calls(tensors: dict[str, torch.Tensor]) -> dict[str, list[tuple[str, tuple[Any, ...]]]]:
+    """The calls of the C ABI that make up each operation: names and arguments."""
+    views = {name: view(tensor) for name, tensor in tensors.items()}
+    drawn = [views[name] for name in ("indices", "probabilities", "threshold", "log_mass")]
+    sample = ctypes.byref(SampleOptions(N, 0, 0))
+    triples = [(ctypes.c_int64 * 3)(*sizes) for sizes in (GRID, GRID, IMAGE, PATCH, (0, 0))]
+    locate = ctypes.byref(LocateOptions(2, *triples))
+    patches = ctypes.byref(PatchesOptions(spatial=2, patch=triples[3], dtype=CODES[torch.float32]))
+    found = [ctypes.byref(View()) for _ in range(4)]
+    size, scratch = ctypes.byref(ctypes.c_size_t()), ctypes.create_string_buffer(1 << 16)
+    features, attention, murthy = views["features"], views["probabilities"], ctypes.c_int32(2)
+    return {
+        "sample": [
+            ("ats_sample_shape", (views["attention"], sample, *found)),
+            ("ats_sample_workspace", (views["attention"], sample, size)),
+            ("ats_sample", (views["attention"], views["rng"], sample, *drawn, scratch, None)),
+        ],
+        "patch_origins": [
+            ("ats_locate_shape", (views["indices"], locate, found[0])),
+            ("ats_locate", (views["indices"], locate, views["origins"], None)),
+        ],
+        "extract_patches": [
+            ("ats_extract_patches_shape", (views["image"], views["origins"], patches, found[0])),
+            ("ats_extract_patches", (views["image"], views["origins"], patches, views["patches"], None)),
+        ],
+        "expectation": [
+            ("ats_expectation_shape", (features, attention, None, None, murthy, found[0])),
+            ("ats_expectation_workspace", (attention, size)),
+            ("ats_expectation", (features, attention, None, None, murthy, views["expected"], scratch, None)),
+        ],
+    }
+
+
+# ---- the layers ----
+
+
+def layers() -> dict[str, dict[str, Call]]:
+    """Row of the table -> column -> what is timed."""
+    attention, features, image = torch.rand(1, 64), torch.rand(1, N, 16), torch.rand(1, 1, *IMAGE)
+    rng = torch.tensor([1, 2])
+    ops = torch.ops.ats
+    sampled, indices, threshold, log_mass = ops.sample(attention, rng, N, False, False)
+    origins = ats.patch_origins(indices, GRID, IMAGE, PATCH)
+    patches = ats.extract_patches(image, origins, PATCH)
+
+    def calls(attention: torch.Tensor, features: torch.Tensor, image: torch.Tensor) -> dict[str, tuple[Call, Call]]:
+        return {
+            "sample": (lambda: ops.sample(attention, rng, N, False, False), lambda: ats.sample(attention, N)),
+            "patch_origins": (
+                lambda: ops.locate(indices, GRID, GRID, IMAGE, PATCH, (0, 0)),
+                lambda: ats.patch_origins(indices, GRID, IMAGE, PATCH),
+            ),
+            "extract_patches": (
+                lambda: ops.extract_patches(image, origins, PATCH, (), *PLAIN),
+                lambda: ats.extract_patches(image, origins, PATCH),
+            ),
+            "expectation": (
+                lambda: ops.expectation(features, sampled, None, None, "murthy"),
+                lambda: ats.expectation(features, sampled),
+            ),
+        }
+
+    leaves = [tensor.clone().requires_grad_() for tensor in (attention, features, image)]
+    table: dict[str, dict[str, Call]] = {
+        "torch.topk": {
+            "function": lambda: torch.topk(attention, N),
+            "function, with gradients": lambda: torch.topk(leaves[0], N),
+        },
+        "torch.randint, the seed of sample": {
+            "function": lambda: torch.randint(2**63 - 1, (2,), device="cpu"),
+            "function, with gradients": lambda: torch.randint(2**63 - 1, (2,), device="cpu"),
+        },
+    }
+    plain, recorded = calls(attention, features, image), calls(*leaves)
+    for name in plain:
+        columns = (*plain[name], *recorded[name])
+        table[name] = dict(zip(COLUMNS[1:], columns, strict=True))
+
+    tensors = {
+        "attention": attention,
+        "rng": rng,
+        "probabilities": sampled,
+        "indices": indices,
+        "threshold": threshold,
+        "log_mass": log_mass,
+        "image": image.movedim(1, -1),
+        "origins": origins,
+        "patches": patches.movedim(2, -1),
+        "features": features,
+        "expected": torch.empty(1, 16),
+    }
+    library = ctypes.CDLL(str(Path(ats_core.__file__).parent / "lib" / "libats.so"))
+
+    def run(steps: list[tuple[Any, tuple[Any, ...]]], _alive: Any = tensors) -> None:
+        for function, arguments in steps:
+            function(*arguments)
+
+    for name, steps in core_calls(tensors).items():
+        real = [(getattr(library, function), arguments) for function, arguments in steps]
+        empty = [(library.ats_get_num_threads, arguments) for _, arguments in steps]  # does nothing with them
+        for function, arguments in real:
+            if function(*arguments) != 0:
+                raise RuntimeError(f"{name}: the core refused what the benchmark gave it")
+        table[name]["core"] = lambda steps=real: run(steps)
+        table[name]["ctypes"] = lambda steps=empty: run(steps)
+    return table
+
+
+def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
+    """Median microseconds of a call."""
+    table = layers()
+    times: dict[tuple[str, str], list[float]] = {(row, column): [] for row in table for column in table[row]}
+    for _ in range(rounds):
+        for (row, column), measured in times.items():
+            call = table[row][column]
+            with torch.inference_mode("gradients" not in column):
+                for _ in range(10):  # the caches are another call's
+                    call()
+                start = time.perf_counter()
+                for _ in range(calls):
+                    call()
+                measured.append(1e6 * (time.perf_counter() - start) / calls)
+    medians = {row: {column: statistics.median(times[row, column]) for column in table[row]} for row in table}
+    for columns in medians.values():
+        if "ctypes" in columns:
+            columns["core"] -= columns.pop("ctypes")
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=201)
+    parser.add_argument("--calls", type=int, default=50, help="of each in a round: few, so that most pass undisturbed")
+    parser.add_argument("--out", type=Path, help="folder for the table and the numbers")
+    args = parser.parse_args()
+    for name, most in (("threads", 256), ("rounds", 10_000), ("calls", 1_000_000)):
+        if not 1 <= getattr(args, name) <= most:
+            parser.error(f"--{name} must be from 1 to {most}, got {getattr(args, name)}")
+    if args.out:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
+    torch.set_num_threads(args.threads)
+
+    results = measure(args.rounds, args.calls)
+    topk = results["torch.topk"]
+    lines = ["| microseconds (times torch.topk) | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    for row, columns in results.items():
+        cells = []
+        for column in COLUMNS:
+            ratio = f" ({columns[column] / topk[column]:.1f})" if column in topk and column in columns else ""
+            cells.append(f"{columns[column]:.1f}{ratio}" if column in columns else "")
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    print("\n".join(lines))
+    if args.out:
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": args.threads,
+            "torch": torch.__version__,
+            "ats_core": ats_core.__version__,
+        }
+        stem = args.out / f"call_overhead_{args.threads}_thread{'s' if args.threads > 1 else ''}"
+        stem.with_suffix(".json").write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+        note = f"Medians of {args.rounds} rounds of {args.calls} calls; {machine}."
+        stem.with_suffix(".md").write_text("\n".join([note, "", *lines]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
