@@ -97,14 +97,19 @@ ATS_HD inline T store(A x) {
   }
 }
 
+template <typename T>
+ATS_HD constexpr double largest_finite() {
+  return std::is_same_v<T, float16>    ? 65504.0
+         : std::is_same_v<T, bfloat16> ? 3.3895313892515355e38
+         : std::is_same_v<T, float>    ? double(std::numeric_limits<float>::max())
+                                       : std::numeric_limits<double>::max();
+}
+
 // Gradients of tiny probabilities can pass the range of a narrow dtype; they are clamped to it, so that the product
 // with that probability, further down the chain, stays finite.
 template <typename T>
 ATS_HD inline T store_clamped(double x) {
-  const double top = std::is_same_v<T, float16>    ? 65504.0
-                     : std::is_same_v<T, bfloat16> ? 3.3895313892515355e38
-                     : std::is_same_v<T, float>    ? double(std::numeric_limits<float>::max())
-                                                   : std::numeric_limits<double>::max();
+  constexpr double top = largest_finite<T>();
   return store<T>(x > top ? top : x < -top ? -top : x);
 }
 

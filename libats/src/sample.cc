@@ -64,8 +64,8 @@ void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_ten
       const int64_t last = std::min(first + kChunkCells, cells);
       const double sum = weighted_sum(r);
       T* out = output(r);
-      if (logits) {
-        for (int64_t k = first; k < last; ++k) out[k] = store_clamped<T>(everywhere(r, sum, k));
+      if (logits && sum != 0.0) {
+        on_this_cpu<SoftmaxGradient<T>>(input(r), first, last, -sum, log_mass(r), out);
       } else {
         std::fill(out + first, out + last, store_clamped<T>(everywhere(r, sum, 0)));
       }

@@ -78,9 +78,14 @@ struct VectorDraw {
   using Node = VectorNode;
   using Real = Doubles;
   using Word = Words;
+  using Step = DrawStep<VectorDraw>;
   static constexpr int kBlock = kLanes;
   static constexpr int kRows = 4;
   ATS_INLINE static Words counters(uint64_t first) { return Words{0, 1, 2, 3, 4, 5, 6, 7} + first; }
+  // Loops of their own, below, so that they are compiled once for all dtypes.
+  static void fill(Step& step, uint64_t seed, uint64_t row, uint64_t first);
+  static void descend(Step& step);
+  static void update(Step& step);
 };
 
 template <typename T, bool Logits>
@@ -160,6 +165,23 @@ struct BuildTop {
   ATS_INLINE static double run(const TreeShape* shape, double* tree) { return build_top<VectorNode>(*shape, tree); }
 };
 
+struct FillStep {
+  ATS_INLINE static void run(VectorDraw::Step* step, uint64_t seed, uint64_t row, uint64_t first) {
+    step->fill(seed, row, first);
+  }
+};
+struct DescendStep {
+  ATS_INLINE static void run(VectorDraw::Step* step) { step->descend(); }
+};
+struct UpdateStep {
+  ATS_INLINE static void run(VectorDraw::Step* step) { step->update(); }
+};
+inline void VectorDraw::fill(Step& step, uint64_t seed, uint64_t row, uint64_t first) {
+  on_this_cpu<FillStep>(&step, seed, row, first);
+}
+inline void VectorDraw::descend(Step& step) { on_this_cpu<DescendStep>(&step); }
+inline void VectorDraw::update(Step& step) { on_this_cpu<UpdateStep>(&step); }
+
 template <typename T, bool Logits, typename P>
 struct DrawRows {
   ATS_INLINE static void run(CpuRowState<T, Logits>* state, int rows, uint64_t seed, uint64_t first_row, int64_t n,
@@ -184,6 +206,21 @@ struct Largest {
       largest = x > largest ? x : largest;
     }
     return largest;
+  }
+};
+
+// out[k] = factor * exp(x[k] - log_mass) for cells [begin, end).
+template <typename T>
+struct SoftmaxGradient {
+  ATS_INLINE static void run(const T* x, int64_t begin, int64_t end, double factor, double log_mass, T* out) {
+    const double top = largest_finite<T>();
+    int64_t cell = begin;
+    for (; cell + kLanes <= end; cell += kLanes) {
+      const Doubles value = factor * portable_exp<Doubles, Words>(load_lanes(x + cell) - log_mass);
+      const Doubles no_more = value > top ? Doubles{} + top : value;  // as store_clamped: NaN stays
+      narrow<kLanes, double>(no_more < -top ? Doubles{} - top : no_more, out + cell);
+    }
+    for (; cell < end; ++cell) out[cell] = store_clamped<T>(factor * portable_exp(double(load(x[cell])) - log_mass));
   }
 };
 

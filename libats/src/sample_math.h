@@ -10,14 +10,75 @@ namespace ats {
 
 constexpr double kSmallMass = 0x1p-500;  // below it, the reference is moved
 
-// What a thread of a GPU draws with. CpuDraw (sample_lanes.h) does the same in vectors.
+// One draw of several rows of one shape: what does not depend on their dtype.
+//
+// A draw is one long chain of dependent steps, so the rows take each step together, for the CPU to overlap them.
+template <typename Draw>
+struct DrawStep {
+  using Node = typename Draw::Node;
+
+  const TreeShape& shape;
+  int rows;
+  double* tree[Draw::kRows];
+  double uniform[Draw::kRows][Draw::kBlock], wait[Draw::kRows][Draw::kBlock];  // wait: exponential with rate 1
+  double target[Draw::kRows];  // in: of the mass of the row; out of descend: of the mass of the group
+  int64_t group[Draw::kRows];
+  double mass[Draw::kRows];  // in: what is left of the group; out of update: of the row
+  Node path[kMaxLevels][Draw::kRows];
+
+  ATS_HD DrawStep(const TreeShape& shape_, int rows_) : shape(shape_), rows(rows_) {}
+
+  // The random numbers of draws [first, first + kBlock) of row r from the stream (seed, first_row + r).
+  ATS_HD ATS_INLINE void fill(uint64_t seed, uint64_t first_row, uint64_t first) {
+    using Real = typename Draw::Real;
+    using Word = typename Draw::Word;
+    for (int r = 0; r < rows; ++r) {
+      Word random[4];
+      philox<Word>(seed, Draw::counters(first), first_row + uint64_t(r), random);
+      const Real uniforms = uniform_below_one<Real>(random[0], random[1]);
+      const Real waits = -portable_log<Real, Word>(uniform_above_zero<Real>(random[2], random[3]));
+      memcpy(uniform[r], &uniforms, sizeof(uniforms));
+      memcpy(wait[r], &waits, sizeof(waits));
+    }
+  }
+
+  // From the root to the groups that hold the targets.
+  ATS_HD ATS_INLINE void descend() {
+    for (int r = 0; r < rows; ++r) group[r] = 0;
+    for (int level = shape.levels - 2; level >= 0; --level) {
+      for (int r = 0; r < rows; ++r) {
+        path[level][r] = Node::load(tree[r] + shape.offset[level] + group[r] * kFan);
+        group[r] = group[r] * kFan + path[level][r].descend(target[r]);
+      }
+    }
+  }
+
+  // Sums the paths from those groups to the root again.
+  ATS_HD ATS_INLINE void update() {
+    for (int r = 0; r < rows; ++r) tree[r][group[r]] = mass[r];
+    for (int level = 0; level + 1 < shape.levels; ++level) {
+      for (int r = 0; r < rows; ++r) {
+        path[level][r].set(int(group[r] % kFan), mass[r]);
+        mass[r] = path[level][r].sum();
+        group[r] /= kFan;
+        tree[r][shape.offset[level + 1] + group[r]] = mass[r];
+      }
+    }
+  }
+};
+
+// What a thread of a GPU draws with. VectorDraw (sample_lanes.h) does the same in vectors.
 struct ScalarDraw {
   using Node = ats::Node;
   using Real = double;
   using Word = uint64_t;
+  using Step = DrawStep<ScalarDraw>;
   static constexpr int kBlock = 1;  // draws whose random numbers are made at once
   static constexpr int kRows = 1;   // rows drawn together
   ATS_HD static Word counters(uint64_t first) { return first; }
+  ATS_HD static void fill(Step& step, uint64_t seed, uint64_t row, uint64_t first) { step.fill(seed, row, first); }
+  ATS_HD static void descend(Step& step) { step.descend(); }
+  ATS_HD static void update(Step& step) { step.update(); }
 };
 
 // A row with its tree and the bits of the cells taken, one word a group.
@@ -26,7 +87,7 @@ struct RowState {
   using Node = typename Draw::Node;
 
   Row<T, Logits> row;
-  TreeShape shape;
+  const TreeShape* shape;
   double* tree;
   uint32_t* taken;
   double mass = 0.0;          // what is left, in units of the present scale
@@ -64,14 +125,14 @@ struct RowState {
       row.scale.exponent = exponent > 1000 ? 1000 : exponent < -1000 ? -1000 : exponent;
       row.scale.factor = power_of_two(uint64_t(-int64_t(row.scale.exponent)));
     }
-    for (int64_t chunk = 0; chunk < chunk_count(shape.cells); ++chunk)
-      build_chunk<ats::Node>(shape, tree, chunk, Groups{*this});
-    mass = build_top<ats::Node>(shape, tree);
+    for (int64_t chunk = 0; chunk < chunk_count(row.cells); ++chunk)
+      build_chunk<ats::Node>(*shape, tree, chunk, Groups{*this});
+    mass = build_top<ats::Node>(*shape, tree);
   }
 
   // After the first building: the mass of the row, moved to a usable scale. 0: no cell has mass.
   ATS_HD void begin() {
-    mass = tree[shape.offset[shape.levels - 1]];
+    mass = tree[shape->offset[shape->levels - 1]];
     if (!usable_mass()) rescale();
     initial_mass = mass;
     initial_scale = row.scale;
@@ -101,73 +162,46 @@ struct RowState {
 // there to draw; less than n is an error, and then what was drawn means nothing. threshold[r]: time at which the first
 // cell left would ring in the race with a total rate of 1; the time between two ringings is exponential with the rate of
 // what is left, independent of which cells ring.
-//
-// A draw is one long chain of dependent steps, so the rows take each step together, for the CPU to overlap them.
 template <typename T, bool Logits, typename Draw, typename P>
 ATS_HD ATS_INLINE void draw_rows(RowState<T, Logits, Draw>* state, int rows, uint64_t seed, uint64_t first_row,
                                  int64_t n, bool replace, int64_t* indices, P* probabilities, double* threshold,
                                  int64_t* drawn) {
   using Node = typename Draw::Node;
-  using Real = typename Draw::Real;
-  using Word = typename Draw::Word;
-  const TreeShape& shape = state[0].shape;
-  double uniform[Draw::kRows][Draw::kBlock], wait[Draw::kRows][Draw::kBlock];  // wait: exponential with rate 1
-  double time[Draw::kRows], target[Draw::kRows];
-  int64_t group[Draw::kRows];
-  Node path[kMaxLevels][Draw::kRows];
+  DrawStep<Draw> step(*state[0].shape, rows);
+  double time[Draw::kRows];
   for (int r = 0; r < rows; ++r) {
+    step.tree[r] = state[r].tree;
     time[r] = 0.0;
     threshold[r] = std::numeric_limits<double>::infinity();
     drawn[r] = n;
   }
   for (int64_t i = 0; i <= n; ++i) {
     const int in_block = int(i % Draw::kBlock);
-    if (in_block == 0) {
-      for (int r = 0; r < rows; ++r) {
-        Word random[4];
-        philox<Word>(seed, Draw::counters(uint64_t(i)), first_row + uint64_t(r), random);
-        const Real uniforms = uniform_below_one<Real>(random[0], random[1]);
-        const Real waits = -portable_log<Real, Word>(uniform_above_zero<Real>(random[2], random[3]));
-        memcpy(uniform[r], &uniforms, sizeof(uniforms));
-        memcpy(wait[r], &waits, sizeof(waits));
-      }
-    }
+    if (in_block == 0) Draw::fill(step, seed, first_row, uint64_t(i));
     if (replace && i == n) return;
     for (int r = 0; r < rows; ++r) {
       // A row with nothing left goes on at its first cell until the others are done.
       if (drawn[r] == n && !state[r].refill()) drawn[r] = i;
-      time[r] += wait[r][in_block] / state[r].probability(state[r].mass);
-      target[r] = uniform[r][in_block] * state[r].mass;
-      group[r] = 0;
+      time[r] += step.wait[r][in_block] / state[r].probability(state[r].mass);
+      step.target[r] = step.uniform[r][in_block] * state[r].mass;
     }
     if (i == n) break;
-    for (int level = shape.levels - 2; level >= 0; --level) {
-      for (int r = 0; r < rows; ++r) {
-        path[level][r] = Node::load(state[r].tree + shape.offset[level] + group[r] * kFan);
-        group[r] = group[r] * kFan + path[level][r].descend(target[r]);
-      }
-    }
+    Draw::descend(step);
     for (int r = 0; r < rows; ++r) {
-      RowState<T, Logits, Draw>& row = state[r];
-      uint32_t& taken = row.taken[group[r]];
-      Node cells = Node::read(row.row, group[r], taken);
-      const int e = cells.descend(target[r]);
-      indices[r * n + i] = group[r] * kFan + e;
-      probabilities[r * n + i] = P(row.probability(cells[e]));
+      const int64_t group = step.group[r];
+      uint32_t& taken = state[r].taken[group];
+      Node cells = Node::read(state[r].row, group, taken);
+      const int e = cells.descend(step.target[r]);
+      indices[r * n + i] = group * kFan + e;
+      probabilities[r * n + i] = P(state[r].probability(cells[e]));
       if (replace) continue;
       taken |= uint32_t(1) << e;
       cells.set(e, 0.0);
-      row.mass = cells.sum();
-      row.tree[group[r]] = row.mass;
+      step.mass[r] = cells.sum();
     }
-    for (int level = 0; !replace && level + 1 < shape.levels; ++level) {
-      for (int r = 0; r < rows; ++r) {
-        path[level][r].set(int(group[r] % kFan), state[r].mass);
-        state[r].mass = path[level][r].sum();
-        group[r] /= kFan;
-        state[r].tree[shape.offset[level + 1] + group[r]] = state[r].mass;
-      }
-    }
+    if (replace) continue;
+    Draw::update(step);
+    for (int r = 0; r < rows; ++r) state[r].mass = step.mass[r];
   }
   for (int r = 0; r < rows; ++r)
     if (drawn[r] == n) threshold[r] = time[r];

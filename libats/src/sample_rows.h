@@ -138,7 +138,7 @@ void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void*
     CpuRowState<T, Logits> states[VectorDraw::kRows];
     bool good[VectorDraw::kRows] = {};
     for (int k = 0; k < count; ++k) {
-      states[k] = {row_view(first + k), layout.shape, layout.tree(workspace, slot + k),
+      states[k] = {row_view(first + k), &layout.shape, layout.tree(workspace, slot + k),
                    layout.taken(workspace, slot + k)};
       if (begin_row(states[k])) continue;
       bad.report(first + k);

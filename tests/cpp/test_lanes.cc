@@ -47,7 +47,7 @@ struct Tree {
 
   template <typename Draw>
   RowState<T, Logits, Draw> state() {
-    RowState<T, Logits, Draw> state{row, shape, sums.data(), taken.data()};
+    RowState<T, Logits, Draw> state{row, &shape, sums.data(), taken.data()};
     state.begin();
     return state;
   }
@@ -86,6 +86,42 @@ void test_building(std::mt19937_64& random) {
     for (const double sum : tree.sums) found |= std::isnan(sum);
     CHECK(found);
   }
+}
+
+// The parts of a draw that all dtypes share; what is left of every group drawn from is a quarter.
+template <typename Draw>
+struct WholeStep {
+  ATS_INLINE static void run(DrawStep<Draw>* step, uint64_t row, uint64_t draw) {
+    step->fill(5, row, draw);
+    for (int r = 0; r < step->rows; ++r) step->target[r] = step->uniform[r][0] * 1000.0, step->mass[r] = 0.25;
+    step->descend();
+    step->update();
+  }
+};
+
+void test_steps(std::mt19937_64& random) {
+  constexpr int kRows = VectorDraw::kRows;
+  const Tree<double, false> fresh(some_cells<double, false>(random, 5000));
+  std::vector<Tree<double, false>> trees(kRows, fresh);
+  VectorDraw::Step step(fresh.shape, kRows);
+  on_every_cpu<WholeStep<VectorDraw>>(
+      [&](const auto& run) {
+        for (int r = 0; r < kRows; ++r) {
+          trees[size_t(r)] = fresh;
+          step.tree[r] = trees[size_t(r)].sums.data();
+        }
+        run();
+        for (int r = 0; r < kRows; ++r) {
+          Tree<double, false> tree = fresh;
+          ScalarDraw::Step one(fresh.shape, 1);
+          one.tree[0] = tree.sums.data();
+          WholeStep<ScalarDraw>::run(&one, 100 + uint64_t(r), 40);
+          CHECK(same_bits(step.uniform[r][0], one.uniform[0][0]) && same_bits(step.wait[r][0], one.wait[0][0]));
+          CHECK(same_bits(step.target[r], one.target[0]) && same_bits(step.mass[r], one.mass[0]));
+          CHECK(trees[size_t(r)].sums == tree.sums);
+        }
+      },
+      &step, uint64_t(100), uint64_t(40));
 }
 
 // Rows drawn together by vectors, and each alone by the scalar code.
@@ -172,6 +208,25 @@ void test_descent(std::mt19937_64& random) {
   }
 }
 
+template <typename T>
+void test_softmax_gradient(std::mt19937_64& random) {
+  const std::vector<T> x = some_cells<T, true>(random, 1003);
+  std::vector<T> out(x.size());
+  for (const double factor : {-0.3, 1e300, -1e300, double(NAN)}) {
+    on_every_cpu<SoftmaxGradient<T>>(
+        [&](const auto& run) {
+          std::fill(out.begin(), out.end(), store<T>(7.0));
+          run();
+          for (size_t i = 0; i < x.size(); ++i) {
+            const T expected = store_clamped<T>(factor * portable_exp(double(load(x[i])) - 1.5));
+            const bool nan = std::isnan(load(expected)) && std::isnan(load(out[i]));
+            CHECK(nan || memcmp(&out[i], &expected, sizeof(T)) == 0);
+          }
+        },
+        x.data(), int64_t(0), int64_t(x.size()), factor, 1.5, out.data());
+  }
+}
+
 struct Exponentials {
   ATS_INLINE static void run(const double* x, int64_t count, double* y) {
     for (int64_t i = 0; i < count; i += kLanes) store_lanes(y + i, portable_exp<Doubles, Words>(load_lanes(x + i)));
@@ -211,6 +266,7 @@ void test_dtype(std::mt19937_64& random) {
   test_building<T, true>(random);
   test_draws<T, false>(random);
   test_draws<T, true>(random);
+  test_softmax_gradient<T>(random);
 }
 
 int main() {
@@ -219,6 +275,7 @@ int main() {
   test_dtype<double>(random);
   test_dtype<float16>(random);
   test_dtype<bfloat16>(random);
+  test_steps(random);
   test_descent(random);
   test_exp_log(random);
   return finish();
