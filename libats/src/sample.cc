@@ -18,8 +18,8 @@ void run(const ats_tensor& attention, const ats_tensor& rng, const ats_sample_op
   const uint64_t offset = uint64_t(data_of<int64_t>(rng)[rng.strides[0]]);
   for_each_tree<T, Logits>(
       kOp, attention, n, workspace, executor, [&](int64_t r, int rows, CpuRowState<T, Logits>* states, bool* good) {
-        double threshold[VectorDraw::kRows];
-        int64_t drawn[VectorDraw::kRows];
+        double threshold[VectorDraw::kTogether];
+        int64_t drawn[VectorDraw::kTogether];
         on_this_cpu<DrawRows<T, Logits, P>>(states, rows, seed, offset + uint64_t(r), n, options.replace != 0,
                                             data_of<int64_t>(*outputs.indices) + r * n,
                                             data_of<P>(*outputs.probabilities) + r * n, threshold, drawn);

@@ -19,12 +19,12 @@ struct DrawStep {
 
   const TreeShape& shape;
   int rows;
-  double* tree[Draw::kRows];
-  double uniform[Draw::kRows][Draw::kBlock], wait[Draw::kRows][Draw::kBlock];  // wait: exponential with rate 1
-  double target[Draw::kRows];  // in: of the mass of the row; out of descend: of the mass of the group
-  int64_t group[Draw::kRows];
-  double mass[Draw::kRows];  // in: what is left of the group; out of update: of the row
-  Node path[kMaxLevels][Draw::kRows];
+  double* tree[Draw::kTogether];
+  double uniform[Draw::kTogether][Draw::kBlock], wait[Draw::kTogether][Draw::kBlock];  // wait: exponential with rate 1
+  double target[Draw::kTogether];  // in: of the mass of the row; out of descend: of the mass of the group
+  int64_t group[Draw::kTogether];
+  double mass[Draw::kTogether];  // in: what is left of the group; out of update: of the row
+  Node path[kMaxLevels][Draw::kTogether];
 
   ATS_HD DrawStep(const TreeShape& shape_, int rows_) : shape(shape_), rows(rows_) {}
 
@@ -74,7 +74,7 @@ struct ScalarDraw {
   using Word = uint64_t;
   using Step = DrawStep<ScalarDraw>;
   static constexpr int kBlock = 1;  // draws whose random numbers are made at once
-  static constexpr int kRows = 1;   // rows drawn together
+  static constexpr int kTogether = 1;  // rows drawn together
   ATS_HD static Word counters(uint64_t first) { return first; }
   ATS_HD static void fill(Step& step, uint64_t seed, uint64_t row, uint64_t first) { step.fill(seed, row, first); }
   ATS_HD static void descend(Step& step) { step.descend(); }
@@ -168,7 +168,7 @@ ATS_HD ATS_INLINE void draw_rows(RowState<T, Logits, Draw>* state, int rows, uin
                                  int64_t* drawn) {
   using Node = typename Draw::Node;
   DrawStep<Draw> step(*state[0].shape, rows);
-  double time[Draw::kRows];
+  double time[Draw::kTogether];
   for (int r = 0; r < rows; ++r) {
     step.tree[r] = state[r].tree;
     time[r] = 0.0;

@@ -135,8 +135,8 @@ void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void*
     return state.mass > 0.0;
   };
   const auto finish_rows = [&](int64_t first, int count, int64_t slot) {
-    CpuRowState<T, Logits> states[VectorDraw::kRows];
-    bool good[VectorDraw::kRows] = {};
+    CpuRowState<T, Logits> states[VectorDraw::kTogether];
+    bool good[VectorDraw::kTogether] = {};
     for (int k = 0; k < count; ++k) {
       states[k] = {row_view(first + k), &layout.shape, layout.tree(workspace, slot + k),
                    layout.taken(workspace, slot + k)};
@@ -149,8 +149,8 @@ void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void*
       if (!good[k]) bad.report(first + k);
   };
   const auto together = [](int64_t begin, int64_t end, const auto& body) {
-    for (int64_t r = begin; r < end; r += VectorDraw::kRows)
-      body(r, int(std::min<int64_t>(VectorDraw::kRows, end - r)));
+    for (int64_t r = begin; r < end; r += VectorDraw::kTogether)
+      body(r, int(std::min<int64_t>(VectorDraw::kTogether, end - r)));
   };
 
   if (layout.chunks <= 1) {

@@ -100,7 +100,7 @@ struct WholeStep {
 };
 
 void test_steps(std::mt19937_64& random) {
-  constexpr int kRows = VectorDraw::kRows;
+  constexpr int kRows = VectorDraw::kTogether;
   const Tree<double, false> fresh(some_cells<double, false>(random, 5000));
   std::vector<Tree<double, false>> trees(kRows, fresh);
   VectorDraw::Step step(fresh.shape, kRows);
@@ -129,7 +129,7 @@ template <typename T, bool Logits>
 void test_draws(std::mt19937_64& random) {
   using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
   for (const int64_t cells : {1, 5, 32, 33, 1000, 32 * 32 * 2 + 9, 40000}) {
-    constexpr int kRows = VectorDraw::kRows;
+    constexpr int kRows = VectorDraw::kTogether;
     const int64_t n = std::min<int64_t>(cells + 1, 70);  // one more than there is, where there is little
     std::vector<std::vector<T>> data;
     const size_t count = size_t(n);

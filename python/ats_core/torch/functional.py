@@ -72,9 +72,7 @@ def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = F
         TypeError: no tensor; an rng that is none of the above. ValueError: one that does not fit into 64 bits.
     """
     check_tensor("attention", attention)
-    # Dynamo knows the operation; elsewhere a call of its function spares a Python frame (docs/speed.md).
-    operation = _ops.sample if torch.compiler.is_dynamo_compiling() else _ops.sample._op
-    probabilities, indices, threshold, _ = operation(attention, to_rng(rng), n, replace, logits)
+    probabilities, indices, threshold, _ = _ops.direct(_ops.sample)(attention, to_rng(rng), n, replace, logits)
     return Samples(indices, probabilities, threshold)
 
 
@@ -84,7 +82,7 @@ def topk(attention: Tensor, n: int, *, logits: bool = False) -> Samples:
     Args and errors as for `sample`; cells of weight 0 may be taken. Use it with estimator="normalized".
     """
     check_tensor("attention", attention)
-    probabilities, indices, threshold, _ = _ops.topk(attention, n, logits)
+    probabilities, indices, threshold, _ = _ops.direct(_ops.topk)(attention, n, logits)
     return Samples(indices, probabilities, threshold)
 
 
@@ -123,7 +121,7 @@ def patch_origins(
     axes = len(cells)
     if not 1 <= axes <= 3:
         raise ValueError(f"grid: must have 1 to 3 axes, got {axes}")
-    return _ops.locate(
+    return _ops.direct(_ops.locate)(
         to_indices(indices),
         cells,
         cells if low_shape is None else to_sizes("low_shape", low_shape, axes),
@@ -272,7 +270,7 @@ def expectation(
     """
     check_tensor("features", features)
     check_tensor("attention", attention)
-    return _ops.expectation(features, attention, threshold, weights, estimator)
+    return _ops.direct(_ops.expectation)(features, attention, threshold, weights, estimator)
 
 
 def expectation_backward(
@@ -316,7 +314,7 @@ def _extract(
     channels = image.shape[1 if channels_first else -1]
     if dtype is None and not (mean is None and std is None) and not image.is_floating_point():
         dtype = torch.float32
-    return _ops.extract_patches(
+    return _ops.direct(_ops.extract_patches)(
         image,
         origins,
         patch,
