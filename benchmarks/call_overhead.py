@@ -1,9 +1,9 @@
-"""What one small call costs in PyTorch, layer by layer, beside torch.topk in one run.
+"""What one small call costs in PyTorch, layer by layer, beside torch.topk in one run
 
-    python benchmarks/call_overhead.py [--threads 1] [--out benchmarks/results]
+    python benchmarks/call_overhead.py [--threads 1] [--rounds 201] [--calls 50] [--out benchmarks/results]
 
-One row of 64 cells, 4 of them sampled; patches of 8 x 8 from an image of 64 x 64; 16 features a patch. Prints a Markdown
-table of microseconds, medians of rounds in which everything takes turns. Each column holds the one before it:
+One row of 64 cells, 4 of them sampled; patches of 8 x 8 from an image of 64 x 64; 16 features a patch. Prints a
+Markdown table of microseconds, medians of rounds in which everything takes turns. Each column holds the one before it:
 
 - core: shape, workspace and operation through the C ABI (by ctypes, whose own price is measured and taken off)
 - torch.ops: the operation on tensors, in inference mode
@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 
 import ats_core
@@ -208,42 +207,35 @@ def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=201)
-    parser.add_argument("--calls", type=int, default=50, help="of each in a round: few, so that most pass undisturbed")
-    parser.add_argument("--out", type=Path, help="folder for the table and the numbers")
+    parser.add_argument("--threads", type=timing.whole(1, 256), default=1, metavar="N", help="default: 1")
+    parser.add_argument("--rounds", type=timing.whole(1, 10_000), default=201, metavar="N", help="default: 201")
+    few = "of each in a round, default: 50; few, so that most pass undisturbed"
+    parser.add_argument("--calls", type=timing.whole(1, 1_000_000), default=50, metavar="N", help=few)
+    parser.add_argument("--smoke", action="store_true", help="2 rounds of 2 calls: tells only that everything works")
+    parser.add_argument("--out", type=timing.folder, help="folder for the table and the numbers")
     args = parser.parse_args()
-    for name, most in (("threads", 256), ("rounds", 10_000), ("calls", 1_000_000)):
-        if not 1 <= getattr(args, name) <= most:
-            parser.error(f"--{name} must be from 1 to {most}, got {getattr(args, name)}")
-    if args.out:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            parser.error(f"--out: {error}")
-    torch.set_num_threads(args.threads)
+    if args.smoke:
+        args.rounds = args.calls = 2
+    timing.set_threads("torch", args.threads)
 
     results = measure(args.rounds, args.calls)
-    topk = results["torch.topk"]
-    lines = ["| microseconds (times torch.topk) | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    for row, columns in results.items():
-        cells = []
+    topk, rows = results["torch.topk"], []
+    for name, columns in results.items():
+        row = [name]
         for column in COLUMNS:
             ratio = f" ({columns[column] / topk[column]:.1f})" if column in topk and column in columns else ""
-            cells.append(f"{columns[column]:.1f}{ratio}" if column in columns else "")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    print("\n".join(lines))
+            row.append(f"{columns[column]:.1f}{ratio}" if column in columns else "")
+        rows.append(row)
+    facts, title = timing.machine(), __doc__.splitlines()[0]
+    threads = f"{args.threads} thread{'s' * (args.threads > 1)}"
+    how = f"`python benchmarks/call_overhead.py`: {threads}, medians of {args.rounds} rounds of {args.calls} calls."
+    table = timing.table(["microseconds (times torch.topk)", *COLUMNS], rows)
+    text = "\n\n".join([f"# {title}", how, timing.describe(facts), table])
+    print(text)
     if args.out:
-        machine = {
-            "cpu": platform.processor() or platform.machine(),
-            "threads": args.threads,
-            "torch": torch.__version__,
-            "ats_core": ats_core.__version__,
-        }
-        stem = args.out / f"call_overhead_{args.threads}_thread{'s' if args.threads > 1 else ''}"
-        stem.with_suffix(".json").write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
-        note = f"Medians of {args.rounds} rounds of {args.calls} calls; {machine}."
-        stem.with_suffix(".md").write_text("\n".join([note, "", *lines]) + "\n")
+        setting = {name: getattr(args, name) for name in ("threads", "rounds", "calls")}
+        content = {"title": title, **setting, "machine": facts, "microseconds": results}
+        timing.write(args.out, "call_overhead_" + threads.replace(" ", "_"), content, text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a training step of examples/megapixel_mnist.py spends its time (PyTorch, the setting of `make demo`).
+"""Where a training step of examples/megapixel_mnist.py spends its time (PyTorch, the setting of `make demo`)
 
     python benchmarks/demo_profile.py [--threads 2] [--steps 20] [--out benchmarks/results]
 
@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import timing
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import megapixel_mnist as demo
 
 STEP = "training step"
+SMOKE = ("--size=112", "--n-train=32", "--n-test=16", "--n-patches=4", "--batch-size=8")
 # Part: how the names of its operations and of their autograd nodes begin. The outermost that fits counts.
 PARTS = {
     "ats ops: sample": ("ats::sample", "sampleBackward"),
@@ -42,9 +44,9 @@ def part_of(event: torch.autograd.profiler_util.FunctionEvent) -> str:
     return found
 
 
-def shares(threads: int, steps: int) -> dict[str, float]:
+def shares(threads: int, steps: int, smoke: bool = False) -> dict[str, float]:
     """Each part's share of the time of `steps` steps."""
-    options = demo.parser().parse_args(["--threads", str(threads)])
+    options = demo.parser().parse_args(["--threads", str(threads), *(SMOKE if smoke else ())])
     run = demo.Run(options, bar=False)
     data = run.images(run.train_digits, options.n_train, "train", 1)
 
@@ -54,7 +56,7 @@ def shares(threads: int, steps: int) -> dict[str, float]:
         with record_function(STEP):
             run.backend.train_step(*batch, (options.seed, first))
 
-    for number in range(5):
+    for number in range(1 if smoke else 5):
         step(number)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for number in range(steps):
@@ -71,23 +73,26 @@ def shares(threads: int, steps: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="folder for the table")
+    parser.add_argument("--threads", type=timing.whole(1, 256), default=2, metavar="N", help="default: 2")
+    parser.add_argument("--steps", type=timing.whole(1, 10_000), default=20, metavar="N", help="default: 20")
+    parser.add_argument("--smoke", action="store_true", help="2 tiny steps: tells only that everything works")
+    parser.add_argument("--out", type=timing.folder, help="folder for the table and the numbers")
     args = parser.parse_args()
-    for name, most in (("threads", 256), ("steps", 10_000)):
-        if not 1 <= getattr(args, name) <= most:
-            parser.error(f"--{name} must be from 1 to {most}, got {getattr(args, name)}")
+    if args.smoke:
+        args.steps = 2
 
-    parts = shares(args.threads, args.steps)
+    parts = shares(args.threads, args.steps, args.smoke)
     parts["all ats ops together"] = sum(share for part, share in parts.items() if part.startswith("ats ops"))
-    lines = ["| part of a training step | share of its time |", "|---|---|"]
-    lines += [f"| {part} | {100 * share:.2f} % |" for part, share in parts.items()]
-    print("\n".join(lines))
+    facts, title = timing.machine(), __doc__.splitlines()[0]
+    how = f"`python benchmarks/demo_profile.py`: {args.threads} thread{'s' * (args.threads > 1)}, {args.steps} steps."
+    rows = [[part, f"{100 * share:.2f} %"] for part, share in parts.items()]
+    table = timing.table(["part of a training step", "share of its time"], rows)
+    text = "\n\n".join([f"# {title}", how, timing.describe(facts), table])
+    print(text)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        note = f"{args.steps} steps of the demo, threads: {args.threads}, PyTorch {torch.__version__}."
-        (args.out / "demo_profile.md").write_text("\n".join([note, "", *lines]) + "\n")
+        setting = {name: getattr(args, name) for name in ("threads", "steps")}
+        content = {"title": title, **setting, "machine": facts, "shares": parts}
+        timing.write(args.out, "demo_profile", content, text)
 
 
 if __name__ == "__main__":

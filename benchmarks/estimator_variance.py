@@ -2,9 +2,9 @@
 
     python benchmarks/estimator_variance.py [--draws 50000] [--out benchmarks/results]
 
-Attention is drawn from a Dirichlet distribution (small concentrations: a few cells hold the mass), the feature of a cell
-is one normal number with mean 1 and deviation 1. The gradient's variance is relative to the squared norm of the exact
-gradient.
+Attention is drawn from a Dirichlet distribution (small concentrations: a few cells hold the mass), the feature of a
+cell is one normal number with mean 1 and deviation 1. The gradient's variance is relative to the squared norm of the
+exact gradient.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/expectation_peers.py [--threads 1 2] [--out benchmarks/results]
 
-What PyTorch's users would write is in peers_expectation.py.
+What PyTorch's users would write is in torch_estimators.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import timing
-from peers_expectation import PEERS
+from torch_estimators import PEERS
 
 SIZE = 128, 10, 512  # batch, samples, channels
 SMOKE = 4, 5, 8
@@ -35,8 +35,7 @@ def measure(framework: str, turns: int, smoke: bool) -> Iterator[timing.Record]:
 
         return both
 
-    for name, peer in PEERS.items():
-        estimator = name.split()[-1].strip("()")
+    for estimator, peer in PEERS.items():
 
         def ours(features, attention, threshold, estimator=estimator):
             return ats.expectation(features, attention, estimator=estimator, threshold=threshold)
@@ -72,7 +71,7 @@ def check(methods: dict[str, Callable[[int], list]]) -> None:
 
 
 def main() -> None:
-    timing.run(__doc__, "expectation_peers", measure, frameworks=("torch",))
+    timing.run(__doc__, "expectation_peers", measure, frameworks=("torch",), threads=(1, 2))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the cost grows, with cells, samples, patches and images
 
-    python benchmarks/growth.py [--out benchmarks/results] [--plot docs/img/growth.png]
+    python benchmarks/growth.py [--threads 1] [--out benchmarks/results] [--plot docs/img/growth.png]
 
 The peers are those of sample_peers.py and patches_peers.py, and the best at each point is drawn; dotted, the law.
 """
@@ -8,6 +8,7 @@ The peers are those of sample_peers.py and patches_peers.py, and the best at eac
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ CELLS = ("cells of the map, K (N = 16)", [10**3, 10**4, 10**5, 10**6, 10**7], [5
 SAMPLES = ("cells drawn, N (K = 1,000,000)", [1, 10, 100, 1000, 10_000, 100_000], [2, 4])
 PATCHES = ("side of a patch, pixels (10 patches, images of 1500 x 1500)", [8, 16, 32, 64, 128, 256, 512], [4, 8])
 IMAGES = ("side of an image, pixels (40 patches of 50 x 50)", [64, 128, 256, 512, 1024, 2048, 4096], [64, 80])
+PICTURES = (".png", ".svg", ".pdf")
 PLACES = 64  # of which one is taken every call
 
 
@@ -89,12 +91,24 @@ def plot(records: list[timing.Record], file: Path) -> None:
         panel.set_ylim(10 ** math.floor(math.log10(low / 2)), 10 ** math.ceil(math.log10(high * 1.2)))
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8, framealpha=0.9)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100)
 
 
+def picture(text: str) -> Path:
+    """A file that `plot` can write, found out before anything is measured."""
+    file = Path(text)
+    if file.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"must end in {', '.join(PICTURES)}, got {text}")
+    if not importlib.util.find_spec("matplotlib"):
+        raise argparse.ArgumentTypeError("needs matplotlib, which is not installed")
+    timing.folder(str(file.parent))
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
+    return file
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plot", type=Path, help="file for the picture")
+    parser.add_argument("--plot", type=picture, help=f"file for the picture: {', '.join(PICTURES)}")
 
 
 def main() -> None:
@@ -102,7 +116,7 @@ def main() -> None:
         __doc__, "growth", measure, frameworks=("torch",), threads=(1,), turns=7, arguments=arguments
     )
     if args.plot:
-        plot([record for record in records if record["threads"] == args.threads[0]], args.plot)
+        plot(records, args.plot)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Target `bench_peers`: all that compares with what one would write today, and the plot of how the cost grows
+"""Target `bench_peers`: the Python functions beside what one would write today, and what their calls cost
 
     python benchmarks/peers.py [--out benchmarks/results] [--plots docs/img]
 
@@ -15,7 +15,15 @@ from pathlib import Path
 
 import timing
 
-SCRIPTS = ("sample_peers.py", "patches_peers.py", "expectation_peers.py", "growth.py")
+SCRIPTS = (
+    ["sample_peers.py"],
+    ["patches_peers.py"],
+    ["expectation_peers.py"],
+    ["call_overhead.py", "--threads", "1"],
+    ["demo_profile.py", "--threads", "2"],
+    ["growth.py"],
+)
+NEEDED = ("ats_core", "torch", "matplotlib", "sklearn", "tqdm")  # the last two by the demo
 
 
 def main() -> None:
@@ -24,14 +32,14 @@ def main() -> None:
     parser.add_argument("--plots", type=timing.folder, help="folder for growth.png")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: tells only that everything works")
     args = parser.parse_args()
-    missing = [name for name in ("ats_core", "torch", "matplotlib") if not importlib.util.find_spec(name)]
+    missing = [name for name in NEEDED if not importlib.util.find_spec(name)]
     if missing:
         parser.error(
             f"{sys.executable} has no {', '.join(missing)}: configure with -DPython_EXECUTABLE=... for one that has"
         )
     common = ["--smoke"] * args.smoke + (["--out", str(args.out)] if args.out else [])
-    for script in SCRIPTS:
-        command = [sys.executable, str(Path(__file__).with_name(script)), *common]
+    for script, *options in SCRIPTS:
+        command = [sys.executable, str(Path(__file__).with_name(script)), *options, *common]
         if script == "growth.py" and args.plots:
             command += ["--plot", str(args.plots / "growth.png")]
         status = subprocess.run(command, check=False).returncode

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from pathlib import Path
 import timing
 
 TITLE = "Every operation of libats beside its floor"
-NOTE = """`cmake --build build --target bench`: medians of 15 turns, the operation's and its floor's. The floor moves the same
-bytes on as many threads, in the same pattern: a sum of the map for `sample` and `topk`, of the features for `expectation`, of the
-pixels covered for patches at several scales; a memcpy for gradients, `locate` and `estimator_arrays`; a memcpy a row for
-`extract_patches`, and zeroing the image before it for its gradient. *ratio*: the operation's time over the floor's.
-*GB/s*: what the floor reads (backward of patches: the image), over the operation's time."""
+NOTE = """`cmake --build build --target bench`: medians of 15 turns, the operation's and its floor's. The floor moves
+the same bytes on as many threads, in the same pattern: a sum of the map for `sample` and `topk`, of the features for
+`expectation`, of the pixels covered for patches at several scales; a memcpy for gradients, `locate` and
+`estimator_arrays`; a memcpy a row for `extract_patches`, and zeroing the image before it for its gradient.
+*ratio*: the operation's time over the floor's. *GB/s*: what the floor reads (backward of patches: the image), over the
+operation's time."""
 
 
 def read(file: Path) -> tuple[timing.Record, list[timing.Record]]:
@@ -32,7 +34,7 @@ def read(file: Path) -> tuple[timing.Record, list[timing.Record]]:
             continue
         name, threads = re.fullmatch(r"(.*)/threads:(\d+)/.*", run["name"]).groups()
         operation, _, case = name.partition("/")
-        seconds = run["median_s"]
+        seconds = float(run["median_s"])
         gigabytes = run["bytes_per_second"] * run["real_time"] * 1e-9 / seconds * UNITS[run["time_unit"]]
         records.append(
             {
@@ -41,9 +43,13 @@ def read(file: Path) -> tuple[timing.Record, list[timing.Record]]:
                 "threads": int(threads),
                 "milliseconds": 1e3 * seconds,
                 "gigabytes_per_second": gigabytes,
-                "ratio": run["ratio"],
+                "ratio": float(run["ratio"]),
             }
         )
+    if not all(math.isfinite(x) and x > 0 for r in records for x in list(r.values())[3:]):
+        raise ValueError("a time, a rate or a ratio is not a positive number")
+    if not records:
+        raise ValueError("there is no benchmark in it")
     library = {name: context[name] for name in ("ats_version", "compiler", "libats_build_type") if name in context}
     return library, records
 
@@ -78,8 +84,10 @@ def main() -> None:
     args = parser.parse_args()
     try:
         library, records = read(args.file)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        parser.error(f"{args.file} is not what Google Benchmark writes: {error}")
+    except OSError as error:
+        parser.error(f"{args.file}: {error.strerror}")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        parser.error(f"{args.file} is not what the benchmarks write: {type(error).__name__}: {error}")
     facts = timing.machine()
     for name in ("python", "packages"):  # they have no part in it
         del facts[name]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: methods that take turns, the machine in words, tables and numbers, and the command line."""
+"""What the benchmarks share: methods that take turns, the machine in words, tables and numbers, the command line."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PACKAGES = ("ats-core", "numpy", "torch", "torchvision", "tensorflow", "tensorfl
 def take_turns(methods: dict[str, Callable[[int], object]], turns: int = TURNS) -> dict[str, float]:
     """Median milliseconds of each method. Taking turns, all suffer from a machine that slows down.
 
-    A method is called with the number of the call: by it it may choose inputs that are in no cache. Short calls are timed
-    the second time in their turn: those before have emptied the caches of code, which costs any call 0.1 ms or so.
+    A method is called with the number of the call: by it it may choose inputs that are in no cache. Short calls are
+    timed the second time in their turn: those before have emptied the caches of code, which costs any call 0.1 ms.
     """
     times: dict[str, list[float]] = {name: [] for name in methods}
     call = 0
@@ -149,21 +149,31 @@ def run(
         doc: the script's; its first line is the title.
         name: of the files written to --out.
         measure: (framework, turns, smoke) -> records of `compare`, or {"note": text}.
+        frameworks: those to choose from with --frameworks; the option is there if there is a choice.
+        threads: the default of --threads, which takes several numbers if these are several.
+        turns: the default of --turns.
         arguments: adds some to the parser.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=whole(1, 256), nargs="+", default=threads, metavar="N")
-    parser.add_argument("--frameworks", choices=frameworks, nargs="+", default=frameworks)
+    some = "+" if len(threads) > 1 else 1
+    default = " ".join(map(str, threads))
+    parser.add_argument(
+        "--threads", type=whole(1, 256), nargs=some, default=threads, metavar="N", help=f"default: {default}"
+    )
+    if len(frameworks) > 1:
+        parser.add_argument("--frameworks", choices=frameworks, nargs="+", default=frameworks)
+    else:
+        parser.set_defaults(frameworks=frameworks)
     parser.add_argument("--turns", type=whole(1, 10_000), default=turns, metavar="N", help=f"default: {turns}")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: tells only that everything works")
     parser.add_argument("--out", type=folder, help="folder for the table and the numbers")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=frameworks, help=argparse.SUPPRESS)
     if arguments:
         arguments(parser)
     args = parser.parse_args()
     if args.child:
-        set_threads(args.frameworks[0], args.threads[0])
-        for record in measure(args.frameworks[0], args.turns, args.smoke):
+        set_threads(args.child, args.threads[0])
+        for record in measure(args.child, args.turns, args.smoke):
             print(json.dumps(record), flush=True)
         sys.exit()
     records, notes = [], []
@@ -213,7 +223,7 @@ def folder(text: str) -> Path:
 
 
 def _child(framework: str, threads: int, turns: int, smoke: bool) -> list[Record]:
-    command = [sys.executable, sys.argv[0], "--child", "--frameworks", framework, "--threads", str(threads)]
+    command = [sys.executable, sys.argv[0], "--child", framework, "--threads", str(threads)]
     command += ["--turns", str(turns)] + ["--smoke"] * smoke
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
     result = subprocess.run(command, check=False, env=environment, stdout=subprocess.PIPE, text=True)

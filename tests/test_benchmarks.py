@@ -1,13 +1,14 @@
 """The benchmarks at tiny sizes: they run, check their peers, and write tables and numbers that say what they should."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parent.parent
@@ -15,9 +16,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import expectation_peers
 import growth
 import patches_peers
+import peers
 import report
 import sample_peers
 import timing
+import torch_estimators
+
+import ats_core.torch as ats
 
 
 @pytest.fixture
@@ -86,10 +91,37 @@ def test_a_wrong_peer_is_found():
         sample_peers.check("Gumbel", [[1, 3]], 1, 3, 2)
 
 
-def test_methods_take_turns():
+@pytest.mark.parametrize("estimator", torch_estimators.PEERS)
+def test_the_peers_are_the_same_estimators(estimator):
+    generator = torch.Generator().manual_seed(0)
+    samples = ats.sample(torch.rand(3, 50, generator=generator), 6, rng=(1, 2))
+    features, slope = (torch.randn(shape, generator=generator) for shape in ((3, 6, 8), (3, 8)))
+
+    def ours(features, attention, threshold):
+        more = {"threshold": threshold} if estimator == "horvitz_thompson" else {}
+        return ats.expectation(features, attention, estimator=estimator, **more)
+
+    results = []
+    for method in (ours, torch_estimators.PEERS[estimator]):
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in (features, samples.attention)]
+        expected = method(*leaves, samples.threshold)
+        results.append((expected, *torch.autograd.grad(expected, leaves, slope)))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-5 * float(mine.detach().abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("short", "expected"),
+    [
+        (0.0, [0, 1, -2, -3, 4, -5, 6, -7]),  # a long call: twice in the first turn only
+        (math.inf, [0, 1, -2, -3, 4, 5, -6, -7, 8, 9, -10, -11]),
+    ],
+)
+def test_methods_take_turns(monkeypatch, short, expected):
+    monkeypatch.setattr(timing, "SHORT", short)
     calls = []
     times = timing.take_turns({"a": lambda number: calls.append(number), "b": lambda number: calls.append(-number)}, 2)
-    assert calls == [0, -1, 2, -3, 4, -5] and set(times) == {"a", "b"}
+    assert calls == expected and set(times) == {"a", "b"}
 
 
 def test_a_floor_is_no_peer():
@@ -132,19 +164,62 @@ def test_report(monkeypatch, tmp_path):
         (["--out", __file__], "argument --out: "),
     ],
 )
-def test_bad_arguments(monkeypatch, capsys, arguments, words):
-    monkeypatch.setattr(sys, "argv", ["sample_peers.py", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        sample_peers.main()
-    assert exit_.value.code == 2 and words in capsys.readouterr().err
+def test_bad_arguments(refused, arguments, words):
+    assert words in refused(sample_peers, *arguments)
 
 
-def test_bad_report(monkeypatch, tmp_path, capsys):
-    (tmp_path / "raw.json").write_text("{}")
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "raw.json"), "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as exit_:
-        report.main()
-    assert exit_.value.code == 2 and "is not what Google Benchmark writes" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plot", "growth"], "argument --plot: must end in .png, .svg, .pdf, got growth"),
+        (["--plot", "growth.txt"], "argument --plot: must end in .png, .svg, .pdf, got growth.txt"),
+        (["--plot", __file__ + "/growth.png"], "argument --plot: " + __file__),
+        (["--threads", "1", "2"], "unrecognized arguments: 2"),  # one plot, of one number of threads
+        (["--frameworks", "torch"], "unrecognized arguments: --frameworks torch"),  # there is no other
+    ],
+)
+def test_bad_arguments_of_growth(refused, arguments, words):
+    assert words in refused(growth, *arguments)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run a script that refuses its arguments before it does anything, and return its message."""
+
+    def refused(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            script.main()
+        assert exit_.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "KeyError: 'context'"),
+        ([], "TypeError: list indices"),
+        ({**MADE, "benchmarks": []}, "there is no benchmark in it"),
+        ({**MADE, "benchmarks": None}, "TypeError: "),
+        ({**MADE, "benchmarks": [{**MADE["benchmarks"][0], "error_occurred": True}]}, "there is no benchmark in it"),
+        ({**MADE, "benchmarks": [{**MADE["benchmarks"][0], "median_s": 0}]}, "ZeroDivisionError"),
+        ({**MADE, "benchmarks": [{**MADE["benchmarks"][0], "median_s": math.nan}]}, "is not a positive number"),
+        ({**MADE, "benchmarks": [{**MADE["benchmarks"][0], "ratio": None}]}, "TypeError: "),
+        ({**MADE, "benchmarks": [{**MADE["benchmarks"][0], "name": "sample"}]}, "AttributeError: "),
+    ],
+)
+def test_bad_report(refused, tmp_path, content, words):
+    (tmp_path / "raw.json").write_text(json.dumps(content))
+    (tmp_path / "bench.md").write_text("the committed table")
+    message = refused(report, tmp_path / "raw.json", "--out", tmp_path)
+    assert "is not what the benchmarks write: " in message and words in message
+    assert (tmp_path / "bench.md").read_text() == "the committed table" and not (tmp_path / "bench.json").exists()
+
+
+def test_no_report(refused, tmp_path):
+    assert f"{tmp_path / 'raw.json'}: No such file" in refused(report, tmp_path / "raw.json", "--out", tmp_path)
 
 
 def test_own_process_a_framework(tmp_path):
@@ -163,3 +238,40 @@ def test_own_process_a_framework(tmp_path):
         (tmp_path / "sample_peers.md").read_text(),
         "ats_core.torch.sample",
     )
+
+
+def test_one_framework_has_its_own_process(tmp_path):
+    run_script("expectation_peers.py", "--smoke", "--turns", "1", "--out", tmp_path)
+    content = json.loads((tmp_path / "expectation_peers.json").read_text())
+    cases = {(record["case"].split(",")[0], record["threads"]) for record in content["results"]}
+    assert cases == {(estimator, threads) for estimator in torch_estimators.PEERS for threads in (1, 2)}
+
+
+def run_script(name, *arguments):
+    """A script that changes PyTorch's threads: in its own process. Returns what it printed."""
+    command = [sys.executable, ROOT / "benchmarks" / name, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300).stdout
+
+
+def test_call_overhead(tmp_path):
+    printed = run_script("call_overhead.py", "--smoke", "--out", tmp_path)
+    assert printed == (tmp_path / "call_overhead_1_thread.md").read_text()
+    content = json.loads((tmp_path / "call_overhead_1_thread.json").read_text())
+    assert content["threads"] == 1 and content["machine"]["cores"] >= 1
+    for operation in ("sample", "patch_origins", "extract_patches", "expectation"):
+        assert len(content["microseconds"][operation]) == 5 and f"| {operation} | " in printed
+
+
+def test_demo_profile(tmp_path):
+    for module in ("sklearn", "tqdm"):
+        pytest.importorskip(module)
+    printed = run_script("demo_profile.py", "--smoke", "--threads", "1", "--out", tmp_path)
+    assert printed == (tmp_path / "demo_profile.md").read_text()
+    content = json.loads((tmp_path / "demo_profile.json").read_text())
+    together = content["shares"].pop("all ats ops together")
+    assert sum(content["shares"].values()) == pytest.approx(1) and 0 < together < 1
+    assert content["threads"] == 1 and f"| all ats ops together | {100 * together:.2f} % |" in printed
+
+
+def test_every_script_of_bench_peers_is_there():
+    assert all((ROOT / "benchmarks" / script).is_file() for script, *_ in peers.SCRIPTS)

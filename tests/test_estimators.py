@@ -226,6 +226,14 @@ def test_murthy_agrees_with_the_exact_subset_sum(backend, name):
     assert (np.abs(m[0] - expected_m) <= ARRAYS * np.abs(expected_m)).all()
 
 
+@pytest.mark.parametrize("n, mass", [(50_000, 0.28), (100_000, 0.72), (300_000, 0.3)])
+def test_murthy_weighs_very_many_like_cells_alike(backend, n, mass):
+    """The c sum to 1, whatever the sample, so that like cells have 1 / n each."""
+    features = np.random.default_rng(n).normal(size=(1, n, 2))
+    expected = backend.expectation(features, np.full((1, n), mass / n), "murthy")
+    np.testing.assert_allclose(expected, features.mean(1), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("n", range(1, 13))
 def test_murthy_agrees_for_random_rows(backend, n):
     generator = np.random.default_rng(n)

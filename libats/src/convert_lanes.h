@@ -1,5 +1,5 @@
-// Elements of any dtype into a vector of the type that computes, and out of it: load and store of half.h for many lanes at
-// once, bit for bit.
+// Elements of any dtype into a vector of the type that computes, and out of it: load and store of half.h for many
+// lanes at once, bit for bit.
 #pragma once
 
 #include "half.h"

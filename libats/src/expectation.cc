@@ -30,10 +30,11 @@ ats_tensor expected_shape(const char* op, const ats_tensor* features, const ats_
 
 // c of every row.
 void fill_coefficients(int estimator, const EstimatorRows& rows, const ats_executor* executor) {
+  const MurthySize size(rows.n);
   rows.each(executor, [&](int64_t b, double* scratch) {
     const EstimatorRow row = rows.row(b);
     const double rest = rows.rest(row);
-    if (rest > 0.0) on_this_cpu<MurthyCoefficients>(row.a, row.n, rest, scratch, rows.c(b));
+    if (rest > 0.0) on_this_cpu<MurthyCoefficients>(row.a, size, rest, scratch, rows.c(b));
     else coefficients(estimator, row, rows.c(b));
   });
 }
@@ -42,12 +43,13 @@ void fill_coefficients(int estimator, const EstimatorRows& rows, const ats_execu
 template <typename T>
 void fill_attention_gradient(int estimator, const EstimatorRows& rows, const ats_tensor& d_attention,
                              const ats_executor* executor) {
+  const MurthySize size(rows.n);
   rows.each(executor, [&](int64_t b, double* scratch) {
     const EstimatorRow row = rows.row(b);
     const double rest = rows.rest(row);
     double* const da = scratch + 24 * row.n;
     if (rest > 0.0) {
-      on_this_cpu<MurthyGradient>(row.a, row.n, rest, rows.h(b), scratch, rows.c(b), da);
+      on_this_cpu<MurthyGradient>(row.a, size, rest, rows.h(b), scratch, rows.c(b), da);
     } else {
       coefficients(estimator, row, rows.c(b));
       attention_gradient(estimator, row, rows.c(b), rows.h(b), da);
@@ -59,12 +61,13 @@ void fill_attention_gradient(int estimator, const EstimatorRows& rows, const ats
 
 template <typename T>
 void fill_arrays(int estimator, const EstimatorRows& rows, T* c, T* m, const ats_executor* executor) {
+  const MurthySize size(rows.n);
   rows.each(executor, [&](int64_t b, double* scratch) {
     const EstimatorRow row = rows.row(b);
     const double rest = rows.rest(row);
     T* const matrix = m + b * row.n * row.n;
     if (rest > 0.0) {
-      on_this_cpu<MurthyMatrix<T>>(row.a, row.n, rest, scratch, rows.c(b), matrix);
+      on_this_cpu<MurthyMatrix<T>>(row.a, size, rest, scratch, rows.c(b), matrix);
     } else {
       coefficients(estimator, row, rows.c(b));
       attention_matrix(estimator, row, rows.c(b), scratch, scratch + row.n, matrix);
@@ -91,33 +94,36 @@ void forward(const EstimatorRows& rows, const ats_tensor& features, const ats_te
   });
 }
 
-// body(b, i, grad of b) for every sample, on the executor's threads.
+// body(b, first, count, grad of b) for the samples of every row, some of them at a time.
 template <typename F, typename Body>
-void each_sample(const EstimatorRows& rows, const ats_tensor& grad, int64_t channels, const ats_executor* executor,
-                 const Body& body) {
+void each_samples(const EstimatorRows& rows, const ats_tensor& grad, int64_t channels, const ats_executor* executor,
+                  const Body& body) {
   parallel_for(executor, rows.batch * rows.n, grain_for(channels / 4), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item)
-      body(item / rows.n, item % rows.n, data_of<const F>(grad) + item / rows.n * grad.strides[0]);
+    for (int64_t item = begin, count; item < end; item += count) {
+      const int64_t b = item / rows.n, first = item % rows.n;
+      count = std::min(rows.n - first, end - item);
+      body(b, first, count, data_of<const F>(grad) + b * grad.strides[0]);
+    }
   });
 }
 
 template <typename F>
 void read_features(const EstimatorRows& rows, const ats_tensor& grad, const ats_tensor& features,
                    const ats_executor* executor) {
-  const int64_t channels = trailing(features, 2);
-  each_sample<F>(rows, grad, channels, executor, [&](int64_t b, int64_t i, const F* g) {
-    const F* f = data_of<const F>(features) + b * features.strides[0] + i * features.strides[1];
-    rows.h(b)[i] = on_this_cpu<DotProduct<F>>(f, g, channels);
+  const int64_t channels = trailing(features, 2), stride = features.strides[1];
+  each_samples<F>(rows, grad, channels, executor, [&](int64_t b, int64_t first, int64_t count, const F* g) {
+    const F* f = data_of<const F>(features) + b * features.strides[0] + first * stride;
+    on_this_cpu<DotProducts<F>>(f, stride, count, g, channels, rows.h(b) + first);
   });
 }
 
 template <typename F>
 void fill_feature_gradient(const EstimatorRows& rows, const ats_tensor& grad, const ats_tensor& d_features,
                            const ats_executor* executor) {
-  const int64_t channels = trailing(d_features, 2);
-  each_sample<F>(rows, grad, channels, executor, [&](int64_t b, int64_t i, const F* g) {
-    F* df = data_of<F>(d_features) + b * d_features.strides[0] + i * d_features.strides[1];
-    on_this_cpu<Scaled<F>>(rows.c(b)[i], g, channels, df);
+  const int64_t channels = trailing(d_features, 2), stride = d_features.strides[1];
+  each_samples<F>(rows, grad, channels, executor, [&](int64_t b, int64_t first, int64_t count, const F* g) {
+    F* df = data_of<F>(d_features) + b * d_features.strides[0] + first * stride;
+    for (int64_t i = 0; i < count; ++i) on_this_cpu<Scaled<F>>(rows.c(b)[first + i], g, channels, df + i * stride);
   });
 }
 

@@ -29,23 +29,40 @@ struct WeightedSum {
   }
 };
 
-// h = <f, g>: products and sums in double, 16 or 8 of them side by side.
+// h_i = <f_i, g> of `count` rows that are `stride` apart: products and sums in double, 16 or 8 of them side by side.
+// Up to four rows share what is read of g; the sums of a row are those of its own.
+ATS_INLINE Doubles in_doubles(Doubles x) { return x; }
+ATS_INLINE TwoDoubles in_doubles(SixteenFloats x) { return widen(x); }
 ATS_INLINE void add_products(Doubles* sums, Doubles x, Doubles y) { sums[0] += x * y; }
-ATS_INLINE void add_products(Doubles* sums, SixteenFloats x, SixteenFloats y) {
-  const TwoDoubles a = widen(x), b = widen(y);
-  sums[0] += a.low * b.low;
-  sums[1] += a.high * b.high;
+ATS_INLINE void add_products(Doubles* sums, TwoDoubles x, TwoDoubles y) {
+  sums[0] += x.low * y.low;
+  sums[1] += x.high * y.high;
 }
 
 template <typename F>
-struct DotProduct {
-  ATS_INLINE static double run(const F* f, const F* g, int64_t width) {
+struct DotProducts {
+  template <int kRows>
+  ATS_INLINE static void rows(const F* f, int64_t stride, const F* g, int64_t width, double* h) {
     constexpr int64_t lanes = kFeatureLanes<F>;
     const int64_t whole = width / lanes * lanes;
-    Doubles sums[2] = {};
-    for (int64_t k = 0; k < whole; k += lanes) add_products(sums, load_features(f + k), load_features(g + k));
-    if (whole < width) add_products(sums, load_some(f + whole, width - whole), load_some(g + whole, width - whole));
-    return sum_lanes(sums[0] + sums[1]);
+    Doubles sums[kRows][2] = {};
+    for (int64_t k = 0; k < whole; k += lanes) {
+      const auto shared = in_doubles(load_features(g + k));
+      for (int i = 0; i < kRows; ++i) add_products(sums[i], in_doubles(load_features(f + i * stride + k)), shared);
+    }
+    if (whole < width) {
+      const auto shared = in_doubles(load_some(g + whole, width - whole));
+      for (int i = 0; i < kRows; ++i)
+        add_products(sums[i], in_doubles(load_some(f + i * stride + whole, width - whole)), shared);
+    }
+    for (int i = 0; i < kRows; ++i) h[i] = sum_lanes(sums[i][0] + sums[i][1]);
+  }
+
+  ATS_INLINE static void run(const F* f, int64_t stride, int64_t count, const F* g, int64_t width, double* h) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) rows<4>(f + i * stride, stride, g, width, h + i);
+    for (; i + 2 <= count; i += 2) rows<2>(f + i * stride, stride, g, width, h + i);
+    for (; i < count; ++i) rows<1>(f + i * stride, stride, g, width, h + i);
   }
 };
 

@@ -14,8 +14,8 @@ double value_at(const ats_tensor& t, int64_t i) {
   return t.dtype == ATS_FLOAT64 ? data_of<double>(t)[i * t.strides[0]] : double(data_of<float>(t)[i * t.strides[0]]);
 }
 
-// Cells drawn without replacement are different ones, so that their probabilities cannot pass 1 together. (The softmax of
-// a half dtype may leave a little more than 1.)
+// Cells drawn without replacement are different ones, so that their probabilities cannot pass 1 together. (The
+// softmax of a half dtype may leave a little more than 1.)
 constexpr double kMostProbability = 1.01;
 constexpr int64_t kAlignment = sizeof(Doubles);
 

@@ -18,8 +18,9 @@ struct EstimatorInputs {
 
 void describe_inputs(const EstimatorInputs& in);
 
-// The attention and what goes with it, in double, every value checked. For every row the workspace holds a, c and h, of N
-// doubles each; then scratch for each of up to kChunks parts of the batch, whose rows are taken one after the other.
+// The attention and what goes with it, in double, every value checked. For every row the workspace holds a, c and h,
+// of N doubles each; then scratch for each of up to kChunks parts of the batch, whose rows are taken one after the
+// other.
 class EstimatorRows {
  public:
   static int64_t workspace_bytes(const char* op, const ats_tensor* attention, bool matrix);

@@ -1,5 +1,5 @@
-// Eight numbers side by side, as one vector: GCC and Clang make of it whatever registers the function is compiled for. Every
-// lane does what the scalar code does, bit for bit.
+// Eight numbers side by side, as one vector: GCC and Clang make of it whatever registers the function is compiled
+// for. Every lane does what the scalar code does, bit for bit.
 #pragma once
 
 #include <cstdint>

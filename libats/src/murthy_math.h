@@ -20,28 +20,39 @@
 
 namespace ats {
 
-// u = x / (1 - exp(-x)) for 0 <= x, in the way of portable_exp, but with all digits of 1 - exp(-x) for small x. Real is double
-// with Bits uint64_t, or vectors of them (lanes.h).
+// exp(x) = scale + scale * fraction to 3e-15, with all digits of exp(x) - 1 for small x; -708 <= x <= 708. In the way
+// of portable_exp, but shorter. Real is double with Bits uint64_t, or vectors of them (lanes.h).
+template <typename Real>
+struct ShortExp {
+  Real scale, fraction;
+};
+template <typename Real, typename Bits>
+ATS_HD ATS_INLINE ShortExp<Real> short_exp(Real x) {
+  // x = n ln 2 + r, |r| <= ln 2 / 2
+  constexpr double kRound = 0x1.8p52;
+  const Real shifted = x * 0x1.71547652b82fep0 + kRound;
+  const Real n = shifted - kRound;
+  const Real r = (x - n * kLn2High) - n * kLn2Low;
+  // (exp(r) - 1 - r) / r^2, interpolated at the Chebyshev nodes of the interval.
+  const Real r2 = r * r, r4 = r2 * r2;
+  const Real first = (0.5 + r * 0x1.5555555553b63p-3) + r2 * (0x1.5555555554cb0p-5 + r * 0x1.1111111c4e74fp-7);
+  const Real second =
+      (0x1.6c16c173948e7p-10 + r * 0x1.a019ad80eed25p-13) + r2 * (0x1.a019c98e708e7p-16 + r * 0x1.72c75c67ac6b9p-19);
+  const Real fraction = r + r2 * (first + r4 * (second + r4 * 0x1.288060f149570p-22));
+  return {power_of_two<Real>(Bits(bit_cast<Bits>(shifted) - bit_cast<uint64_t>(kRound))), fraction};
+}
+
+// u = x / (1 - exp(-x)) for 0 <= x.
 template <typename Real, typename Bits>
 ATS_HD ATS_INLINE Real race_ratio(Real x) {
-  const Real most = x < 64.0 ? x : Real{} + 64.0;  // exp(-64) is nothing beside 1
-  // -x = n ln 2 + r, |r| <= ln 2 / 2
-  constexpr double kRound = 0x1.8p52;
-  const Real shifted = most * -0x1.71547652b82fep0 + kRound;
-  const Real n = shifted - kRound;
-  const Real r = (-most - n * kLn2High) - n * kLn2Low;
-  const Real r2 = r * r, r4 = r2 * r2, r8 = r4 * r4;
-  const Real first = (0.5 + r * (1.0 / 6.0)) + r2 * (1.0 / 24.0 + r * (1.0 / 120.0));
-  const Real second = (1.0 / 720.0 + r * (1.0 / 5040.0)) + r2 * (1.0 / 40320.0 + r * (1.0 / 362880.0));
-  const Real third = (1.0 / 3628800.0 + r * (1.0 / 39916800.0)) + r2 * (1.0 / 479001600.0 + r * (1.0 / 6227020800.0));
-  const Real fraction = r + r2 * ((first + r4 * second) + r8 * third);  // exp(r) - 1
-  const Real scale = power_of_two<Real>(Bits(bit_cast<Bits>(shifted) - bit_cast<uint64_t>(kRound)));
-  const Real rung = (1.0 - scale) - scale * fraction;  // 1 - exp(-x)
+  const Real least = x < 64.0 ? -x : Real{} - 64.0;  // exp(-64) is nothing beside 1
+  const ShortExp<Real> e = short_exp<Real, Bits>(least);
+  const Real rung = (1.0 - e.scale) - e.scale * e.fraction;  // 1 - exp(-x)
   return x < 1e-300 ? Real{} + 1.0 : x / rung;
 }
 
-// A product of numbers from 1 to 1e300, of any length, as mantissa * 2^exponent with 1 <= mantissa < 2, takes another factor.
-// The exponent is 1023 a factor too large, which differences of equally many factors do not see.
+// A product of numbers from 1 to 1e300, of any length, as mantissa * 2^exponent with 1 <= mantissa < 2, takes another
+// factor. The exponent is 1023 a factor too large, which differences of equally many factors do not see.
 template <typename Real, typename Bits>
 ATS_HD ATS_INLINE void multiply_long(Real factor, Real& mantissa, Bits& exponent) {
   const Bits bits = bit_cast<Bits>(Real(mantissa * factor));
@@ -59,16 +70,26 @@ struct MurthyGrid {
   double right;       // the first node, from the peak
 };
 
-// A peak of curvature k is 1 / sqrt(k) wide, and a step h of the trapezoid rule errs by exp(-2 pi^2 / (h^2 k)); the 5 is for
-// peaks near r t = 1, which are not Gaussian. Where the sample holds nearly all mass, a wide peak has a cliff on its left:
-// n equal cells with x = a t lose m = n exp(-x) in the logarithm and add m x^2 to the curvature, a narrow thing of the weight
-// exp(-m): the last term is the largest (28 - m) m log^2(n / m) over m, per 28. Tails end at exp(-32) = 1e-14 of the
-// peak; the right one falls at least as that of a gamma distribution does.
-constexpr double kMurthyTail = 1e-14;
-ATS_HD inline void set_murthy_steps(MurthyGrid& grid, int64_t n, double curvature) {
-  const double g = grid.rate, cliff = portable_log(1.0 + 0.1 * double(n));
-  grid.step = 0.75 / sqrt(curvature + 5.0 + 6.5 * cliff * cliff);
-  grid.right = portable_log(1.0 + (8.0 * sqrt(g) + 28.0) / g);
+// What the number of cells decides alone.
+struct MurthySize {
+  int64_t n;
+  double widest;  // between the brackets of the peak
+  double cliff;
+  ATS_HD explicit MurthySize(int64_t size)
+      : n(size), widest(portable_log(double(size + 1))), cliff(portable_log(1.0 + 0.1 * double(size))) {}
+};
+
+// A peak of curvature k is 1 / sqrt(k) wide, and a step h of the trapezoid rule errs by exp(-2 pi^2 / (h^2 k)); the
+// 7.1 is for peaks near r t = 1, which are not Gaussian. Where the sample holds nearly all mass, a wide peak has a
+// cliff on its left: n equal cells with x = a t lose m = n exp(-x) in the logarithm and add m x^2 to the curvature, a
+// narrow thing of the weight exp(-m): the last term is the largest (28 - m) m log^2(n / m) over m, per 28. The right
+// tail, which falls at least as that of a gamma distribution does, ends at 1e-13 of the peak; the left one where all
+// that follows, of which an estimate is added, is 1e-11 of the peak.
+constexpr double kMurthyTail = 1e-11;
+ATS_HD inline void set_murthy_steps(MurthyGrid& grid, const MurthySize& size, double curvature) {
+  const double g = grid.rate;
+  grid.step = 0.84 / sqrt(curvature + 7.1 + 6.5 * size.cliff * size.cliff);
+  grid.right = portable_log(1.0 + (7.7 * sqrt(g) + 26.0) / g);
 }
 
 // The integrand over its value near the peak, at `offset` from it in y, where r t = rate.
@@ -79,7 +100,9 @@ ATS_HD ATS_INLINE Real murthy_weight(const MurthyGrid& grid, int64_t n, Real off
   constexpr double kRound = 0x1.8p52;
   const Real doublings = bit_cast<Real>(Bits(exponent - grid.exponent + bit_cast<uint64_t>(kRound))) - kRound;
   const Real value = double(n + 1) * offset - (rate - grid.rate) - doublings * 0x1.62e42fefa39efp-1;
-  return portable_exp<Real, Bits>(value) / mantissa;
+  const Real least = value < -708.0 ? Real{} - 708.0 : value;
+  const ShortExp<Real> e = short_exp<Real, Bits>(least);
+  return (e.scale + e.scale * e.fraction) * (1.0 / mantissa);
 }
 
 }  // namespace ats

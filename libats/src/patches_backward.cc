@@ -49,8 +49,8 @@ struct AddRow {
   }
 };
 
-// G the dtype of the patches' gradient, D of the image's. Sums of many small numbers stand still in a half, so those are
-// made in a float32 image, in the workspace, of which only what the patches touch is used.
+// G the dtype of the patches' gradient, D of the image's. Sums of many small numbers stand still in a half, so those
+// are made in a float32 image, in the workspace, of which only what the patches touch is used.
 template <typename G, typename D>
 class Backward {
  public:

@@ -1,5 +1,6 @@
-// The loops over rows of pixels that extract_patches and its backward are made of, compiled for several instruction sets
-// (simd.h). A row is `count` elements that lie side by side: pixels of one channel, or pixels with all their channels.
+// The loops over rows of pixels that extract_patches and its backward are made of, compiled for several instruction
+// sets (simd.h). A row is `count` elements that lie side by side: pixels of one channel, or pixels with all their
+// channels.
 #pragma once
 
 #include <algorithm>
@@ -49,7 +50,8 @@ ATS_INLINE Out normalized(A x, A mean, A std) {
   return store<Out>(normal ? (x - mean) / std : x);
 }
 
-// Rows of a patch lie far apart, so that no hardware foresees the next one: it is asked for kAhead rows before its turn.
+// Rows of a patch lie far apart, so that no hardware foresees the next one: it is asked for kAhead rows before its
+// turn.
 constexpr int64_t kAhead = 4;
 template <typename T>
 ATS_INLINE void prefetch_row(const T* row, int64_t count) {

@@ -1,8 +1,9 @@
 // The library's own thread pool, for callers outside a framework (the NumPy edge, C programs).
 //
-// One job at a time: threads take ranges of it from a counter. A caller that finds the pool busy, perhaps with a job of
-// its own further up the stack, runs its job alone, so nothing can wait for itself. After fork() the child has no threads: it gets a
-// fresh pool, and the old one, whose locks may be held by threads that no longer exist, is left alone.
+// One job at a time: threads take ranges of it from a counter. A caller that finds the pool busy, perhaps with a job
+// of its own further up the stack, runs its job alone, so nothing can wait for itself. After fork() the child has no
+// threads: it gets a fresh pool, and the old one, whose locks may be held by threads that no longer exist, is left
+// alone.
 #include <pthread.h>
 
 #include <algorithm>

@@ -91,8 +91,8 @@ struct VectorDraw {
 template <typename T, bool Logits>
 using CpuRowState = RowState<T, Logits, VectorDraw>;
 
-// The sums of fresh groups, of which nothing is taken: here is all of the reading. A negative weight makes one of the sums
-// NaN. (The scale of a fresh row of weights is 1.)
+// The sums of fresh groups, of which nothing is taken: here is all of the reading. A negative weight makes one of the
+// sums NaN. (The scale of a fresh row of weights is 1.)
 template <typename T, bool Logits>
 struct FreshGroups {
   const Row<T, Logits>& row;

@@ -1,6 +1,6 @@
 // Drawing from the tree of partial sums (sample_tree.h): the descent from its root to a cell. Drawing a cell marks it
-// taken and sums its path again; nothing is ever subtracted, so what is left is exact however small it is beside what was
-// taken.
+// taken and sums its path again; nothing is ever subtracted, so what is left is exact however small it is beside what
+// was taken.
 #pragma once
 
 #include "philox.h"
@@ -73,7 +73,7 @@ struct ScalarDraw {
   using Real = double;
   using Word = uint64_t;
   using Step = DrawStep<ScalarDraw>;
-  static constexpr int kBlock = 1;  // draws whose random numbers are made at once
+  static constexpr int kBlock = 1;     // draws whose random numbers are made at once
   static constexpr int kTogether = 1;  // rows drawn together
   ATS_HD static Word counters(uint64_t first) { return first; }
   ATS_HD static void fill(Step& step, uint64_t seed, uint64_t row, uint64_t first) { step.fill(seed, row, first); }
@@ -158,10 +158,10 @@ struct RowState {
   ATS_HD ATS_INLINE double probability(double weight) const { return weight / initial_mass * relative; }
 };
 
-// Draws n cells of each of `rows` rows of one shape, row r from the stream (seed, first_row + r). drawn[r] is how many were
-// there to draw; less than n is an error, and then what was drawn means nothing. threshold[r]: time at which the first
-// cell left would ring in the race with a total rate of 1; the time between two ringings is exponential with the rate of
-// what is left, independent of which cells ring.
+// Draws n cells of each of `rows` rows of one shape, row r from the stream (seed, first_row + r). drawn[r] is how
+// many were there to draw; less than n is an error, and then what was drawn means nothing. threshold[r]: time at
+// which the first cell left would ring in the race with a total rate of 1; the time between two ringings is
+// exponential with the rate of what is left, independent of which cells ring.
 template <typename T, bool Logits, typename Draw, typename P>
 ATS_HD ATS_INLINE void draw_rows(RowState<T, Logits, Draw>* state, int rows, uint64_t seed, uint64_t first_row,
                                  int64_t n, bool replace, int64_t* indices, P* probabilities, double* threshold,

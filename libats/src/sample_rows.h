@@ -87,9 +87,9 @@ class FirstBadRow {
   std::atomic<int64_t> row_{kNone};
 };
 
-// Builds the tree of every row, then calls finish(first_row, rows, states, good) on several at once; finish sets good[k] to
-// false for a bad row. Rows of one chunk are handed out whole, so that they are read while still in cache; long rows are
-// split over threads.
+// Builds the tree of every row, then calls finish(first_row, rows, states, good) on several at once; finish sets
+// good[k] to false for a bad row. Rows of one chunk are handed out whole, so that they are read while still in cache;
+// long rows are split over threads.
 template <typename T, bool Logits, typename Finish>
 void for_each_tree(const char* op, const ats_tensor& attention, int64_t n, void* workspace,
                    const ats_executor* executor, const Finish& finish) {

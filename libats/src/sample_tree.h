@@ -123,8 +123,8 @@ struct Node {
     return sum_lanes(upto + kFan - kLanes);
   }
 
-  // Which entry holds `target`, 0 <= target < sum(), which is lowered by what stands before it: first the lane, then the
-  // entry in it. At least one entry has mass; none without is ever chosen.
+  // Which entry holds `target`, 0 <= target < sum(), which is lowered by what stands before it: first the lane, then
+  // the entry in it. At least one entry has mass; none without is ever chosen.
   ATS_HD int descend(double& target) const {
     double upto[kFan], lanes_upto[kLanes];
     sum_rows(upto);
@@ -134,7 +134,8 @@ struct Node {
     return choose(entry, upto, lanes_upto, lane, target);
   }
 
-  // The second half of descend: `lane` counts the lanes that end at or before target, upto[e] sums a lane up to entry e.
+  // The second half of descend: `lane` counts the lanes that end at or before target, upto[e] sums a lane up to entry
+  // e.
   ATS_HD ATS_INLINE static int choose(const double* entry, const double* upto, const double* lanes_upto, int lane,
                                       double& target) {
     if (lane == kLanes) lane = last_with_mass(upto + kFan - kLanes, kLanes, 1);

@@ -1,5 +1,6 @@
-// One loop, compiled for several instruction sets of a CPU; which of them runs is decided once, on the machine it runs on.
-// The results are the same bits: wider registers hold more of the same additions, none is reordered or fused.
+// One loop, compiled for several instruction sets of a CPU; which of them runs is decided once, on the machine it
+// runs on. The results are the same bits: wider registers hold more of the same additions, none is reordered or
+// fused.
 #pragma once
 
 #include "host_device.h"
@@ -31,8 +32,8 @@ __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw"))) auto run_avx512(Ar
   return Loop::run(args...);
 }
 
-// Loop::run(args...), which must be ATS_INLINE, as must be what it calls in its loops (lambdas would not be compiled for
-// the wider registers).
+// Loop::run(args...), which must be ATS_INLINE, as must be what it calls in its loops (lambdas would not be compiled
+// for the wider registers).
 template <typename Loop, typename... Args>
 auto on_this_cpu(Args... args) {
   switch (this_cpu()) {

@@ -1,4 +1,5 @@
-// A loop of simd.h on every instruction set that this machine has: same(run) is called with each, and with what is chosen.
+// A loop of simd.h on every instruction set that this machine has: same(run) is called with each, and with what is
+// chosen.
 #pragma once
 
 #include "simd.h"

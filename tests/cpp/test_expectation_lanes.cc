@@ -41,10 +41,13 @@ void test_features(std::mt19937_64& random) {
           CHECK(same_bits(out, expected));
         },
         +c, n, static_cast<const F*>(f.data()), width, width, sums.data(), out.data());
-    std::vector<double> dots;
-    on_every_cpu<DotProduct<F>>([&](const auto& run) { dots.push_back(run()); }, static_cast<const F*>(f.data()),
-                                static_cast<const F*>(f.data() + width), width);
-    for (const double one : dots) CHECK(one == dots[0] && std::fabs(one - dot) <= 1e-13 * double(width));
+    double dots[7];  // a row comes out the same wherever it stands
+    on_every_cpu<DotProducts<F>>(
+        [&](const auto& run) {
+          run();
+          for (const double one : dots) CHECK(one == dots[0] && std::fabs(one - dot) <= 1e-13 * double(width));
+        },
+        static_cast<const F*>(f.data()), int64_t{0}, int64_t{7}, static_cast<const F*>(f.data() + width), width, +dots);
     for (int64_t k = 0; k < width; ++k) expected[size_t(k)] = store<F>(Scalar(0.1) * Scalar(load(f[size_t(k)])));
     on_every_cpu<Scaled<F>>(
         [&](const auto& run) {
@@ -73,14 +76,14 @@ void test_murthy(std::mt19937_64& random) {
       std::vector<std::vector<double>> results;
       const double *attention = a.data(), *values = h.data();
       on_every_cpu<MurthyMatrix<double>>([&](const auto& run) { run(), results.push_back(m), results.push_back(c); },
-                                         attention, n, rest, memory, c.data(), m.data());
+                                         attention, MurthySize(n), rest, memory, c.data(), m.data());
       for (size_t i = 2; i < results.size(); ++i) CHECK(same_bits(results[i], results[i % 2]));
       on_every_cpu<MurthyCoefficients>(
           [&](const auto& run) {
             run();
             CHECK(same_bits(c, results[1]));
           },
-          attention, n, rest, memory, c.data());
+          attention, MurthySize(n), rest, memory, c.data());
       std::vector<double> first;
       on_every_cpu<MurthyGradient>(
           [&](const auto& run) {
@@ -89,7 +92,7 @@ void test_murthy(std::mt19937_64& random) {
             if (first.empty()) first = da;
             CHECK(same_bits(da, first));
           },
-          attention, n, rest, values, memory, c.data(), da.data());
+          attention, MurthySize(n), rest, values, memory, c.data(), da.data());
       for (int64_t i = 0; i < n; ++i) {  // M h
         double product = 0.0, size = 0.0;
         for (int64_t j = 0; j < n; ++j) {
@@ -106,7 +109,7 @@ void test_race_ratio() {
   for (double x = 1e-320; x < 1e290; x *= 1.7) {
     const double exact = x < 1e-12 ? 1.0 + 0.5 * x : x / -std::expm1(-x);
     const double found = race_ratio<double, uint64_t>(x);
-    CHECK(std::fabs(found / exact - 1.0) < 1e-15);
+    CHECK(std::fabs(found / exact - 1.0) < 4e-15);
     CHECK((race_ratio<Doubles, Words>(Doubles{} + x)[5] == found));
   }
   CHECK((race_ratio<double, uint64_t>(0.0) == 1.0));

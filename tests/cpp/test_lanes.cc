@@ -1,4 +1,5 @@
-// What the vector loops give is what the scalar code gives, bit for bit, for every instruction set that this machine has.
+// What the vector loops give is what the scalar code gives, bit for bit, for every instruction set that this machine
+// has.
 #include <random>
 #include <vector>
 

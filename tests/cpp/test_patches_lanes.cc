@@ -1,5 +1,5 @@
-// The vector loops of extract_patches give what load and store of half.h give, bit for bit, for every instruction set that
-// this machine has, and write nothing but the row.
+// The vector loops of extract_patches give what load and store of half.h give, bit for bit, for every instruction set
+// that this machine has, and write nothing but the row.
 #include <cmath>
 #include <cstring>
 #include <random>

@@ -1,5 +1,5 @@
-"""The estimators as a user would write them in PyTorch today, with autograd: what ats_core.torch.expectation is
-measured beside.
+"""The estimators as a user would write them in eager PyTorch today, with autograd: a library, of which
+expectation_peers.py measures ats_core.torch.expectation beside.
 
 Every function takes features (B, N, C), sampled attention (B, N) and the threshold (B,) of `sample`, and returns the
 expected features (B, C). A sampled value says nothing about the gradient to the attention; the score function does, and
@@ -66,8 +66,8 @@ def murthy(features: torch.Tensor, attention: torch.Tensor, threshold: torch.Ten
 
 
 PEERS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "eager PyTorch (murthy)": murthy,
-    "eager PyTorch (des_raj)": des_raj,
-    "eager PyTorch (horvitz_thompson)": horvitz_thompson,
-    "eager PyTorch (iid)": iid,
+    "murthy": murthy,
+    "des_raj": des_raj,
+    "horvitz_thompson": horvitz_thompson,
+    "iid": iid,
 }
