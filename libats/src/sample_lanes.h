@@ -60,17 +60,18 @@ struct VectorNode {
   ATS_INLINE double sum() const { return sum_lanes(((row[0] + row[1]) + row[2]) + row[3]); }
 
   ATS_INLINE int descend(double& target) const {
-    double entry[kFan], upto[kFan], lanes_upto[kLanes];
+    double entry[kFan];
+    Descent descent;
     memcpy(entry, row, sizeof(entry));
-    Doubles sum = row[0];
-    store_lanes(upto, sum);
-    for (int r = 1; r < kRows; ++r) {
-      sum += row[r];
-      store_lanes(upto + r * kLanes, sum);
+    Doubles sum{};
+    store_lanes(descent.upto, sum);
+    for (int r = 0; r < kRows; ++r) {
+      sum = r == 0 ? row[0] : sum + row[r];
+      store_lanes(descent.upto + (r + 1) * kLanes, sum);
     }
     const Doubles before = sums_upto(sum);
-    store_lanes(lanes_upto, before);
-    return Node::choose(entry, upto, lanes_upto, count_not_less(Doubles{} + target, before), target);
+    store_lanes(descent.lanes_upto + 1, before);
+    return descent.choose(entry, count_not_less(Doubles{} + target, before), target);
   }
 };
 

@@ -94,6 +94,26 @@ ATS_HD inline int last_with_mass(const double* sum, int count, int stride) {
   return last;
 }
 
+// The sums that a descent through a node compares its target with, each after the one before it, so that nothing
+// branches on where the target lies: that is as random as the draw.
+struct Descent {
+  double lanes_upto[1 + kLanes] = {};  // [l]: the lanes before lane l
+  double upto[kLanes + kFan];          // [lane + r * kLanes]: the entries of a lane before its r-th
+
+  ATS_HD const double* lanes() const { return upto + kFan; }
+
+  // `lane` counts the lanes that end at or before target. Lowers target by what stands before the entry chosen.
+  ATS_HD ATS_INLINE int choose(const double* entry, int lane, double& target) const {
+    if (lane == kLanes) lane = last_with_mass(lanes(), kLanes, 1);
+    target -= lanes_upto[lane];
+    int row = 0;
+    for (int r = 1; r <= kRows; ++r) row += target >= upto[lane + r * kLanes];
+    if (row == kRows) row = last_with_mass(entry + lane, kRows, kLanes);
+    target -= upto[lane + row * kLanes];
+    return lane + row * kLanes;
+  }
+};
+
 // 32 entries of a level, or the weights of a group of cells. The CPU has the same in vectors (sample_lanes.h).
 struct Node {
   double entry[kFan];
@@ -118,40 +138,26 @@ struct Node {
   ATS_HD void set(int e, double value) { entry[e] = value; }
 
   ATS_HD double sum() const {
-    double upto[kFan];
-    sum_rows(upto);
-    return sum_lanes(upto + kFan - kLanes);
+    Descent descent;
+    sum_rows(descent);
+    return sum_lanes(descent.lanes());
   }
 
   // Which entry holds `target`, 0 <= target < sum(), which is lowered by what stands before it: first the lane, then
   // the entry in it. At least one entry has mass; none without is ever chosen.
   ATS_HD int descend(double& target) const {
-    double upto[kFan], lanes_upto[kLanes];
-    sum_rows(upto);
-    sums_upto(upto + kFan - kLanes, lanes_upto);
+    Descent descent;
+    sum_rows(descent);
+    sums_upto(descent.lanes(), descent.lanes_upto + 1);
     int lane = 0;
-    for (int l = 0; l < kLanes; ++l) lane += target >= lanes_upto[l];
-    return choose(entry, upto, lanes_upto, lane, target);
-  }
-
-  // The second half of descend: `lane` counts the lanes that end at or before target, upto[e] sums a lane up to entry
-  // e.
-  ATS_HD ATS_INLINE static int choose(const double* entry, const double* upto, const double* lanes_upto, int lane,
-                                      double& target) {
-    if (lane == kLanes) lane = last_with_mass(upto + kFan - kLanes, kLanes, 1);
-    target -= lane > 0 ? lanes_upto[lane - 1] : 0.0;
-    int row = 0;
-    for (int r = 0; r < kRows; ++r) row += target >= upto[lane + r * kLanes];
-    if (row == kRows) row = last_with_mass(entry + lane, kRows, kLanes);
-    target -= row > 0 ? upto[lane + (row - 1) * kLanes] : 0.0;
-    return lane + row * kLanes;
+    for (int l = 1; l <= kLanes; ++l) lane += target >= descent.lanes_upto[l];
+    return descent.choose(entry, lane, target);
   }
 
  private:
-  // upto[e]: entry e and those before it in its lane. The last kLanes are the sums of the lanes.
-  ATS_HD void sum_rows(double* upto) const {
-    for (int l = 0; l < kLanes; ++l) upto[l] = entry[l];
-    for (int e = kLanes; e < kFan; ++e) upto[e] = upto[e - kLanes] + entry[e];
+  ATS_HD void sum_rows(Descent& descent) const {
+    for (int l = 0; l < kLanes; ++l) descent.upto[l] = 0.0, descent.upto[kLanes + l] = entry[l];
+    for (int e = kLanes; e < kFan; ++e) descent.upto[kLanes + e] = descent.upto[e] + entry[e];
   }
 };
 
