@@ -14,3 +14,22 @@ foreach(source IN LISTS ATS_TEST_SOURCES)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600)
 endforeach()
+
+# The kernels compiled for the CPU (tests/cuda/emulation), and the tests of CUDA with them: the same library but for
+# what runs the kernels.
+file(GLOB ATS_CUDA_TEST_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/cuda/*.cc)
+set(ATS_EMULATION_DIR ${PROJECT_SOURCE_DIR}/tests/cuda/emulation)
+add_library(ats_emulated SHARED $<TARGET_OBJECTS:ats_objects> ${ATS_CUDA_SOURCES} ${ATS_EMULATION_DIR}/emulation.cc)
+set_source_files_properties(${ATS_CUDA_SOURCES} TARGET_DIRECTORY ats_emulated PROPERTIES LANGUAGE CXX
+                            COMPILE_OPTIONS "-xc++;-Wno-unknown-pragmas")
+target_include_directories(ats_emulated PUBLIC ${PROJECT_SOURCE_DIR}/libats/include ${ATS_EMULATION_DIR})
+target_compile_options(ats_emulated PRIVATE ${ATS_FLOATING_POINT} -Wall -Wextra -Wno-psabi)
+target_link_libraries(ats_emulated PRIVATE Threads::Threads)
+foreach(source IN LISTS ATS_CUDA_TEST_SOURCES)
+  cmake_path(GET source STEM name)
+  add_executable(${name} ${source})
+  target_link_libraries(${name} PRIVATE ats_emulated m)
+  target_compile_options(${name} PRIVATE ${ATS_FLOATING_POINT} -Wall -Wextra -Wno-psabi)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 600)
+endforeach()

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <limits>
 
+#include "cuda_ops.h"
+
 namespace ats {
 namespace {
 
@@ -92,11 +94,26 @@ void check_known(Where where, const ats_tensor& t) {
 void check_tensor(Where where, const ats_tensor* t, unsigned dtypes, int min_ndim, int max_ndim, const char* layout) {
   check_described(where, t, dtypes, min_ndim, max_ndim, layout);
   check_known(where, *t);
-  if (t->device != ATS_CPU) {
-    throw Error(ATS_UNSUPPORTED, std::string(where.op) + ": " + where.name +
-                                     " is on a GPU, and this build of libats has no CUDA kernels");
-  }
   if (t->data == nullptr && element_count(*t) > 0) fail("%s: %s has no data (NULL)", where.op, where.name);
+}
+
+bool on_gpu(const char* op, std::initializer_list<NamedView> views) {
+  const auto place = [](const ats_tensor& t) {
+    return t.device == ATS_CPU ? std::string("the CPU") : "GPU " + std::to_string(t.device_index);
+  };
+  const NamedView* first = nullptr;
+  for (const NamedView& next : views) {
+    if (next.view == nullptr) continue;
+    const ats_tensor& t = *next.view;
+    if (t.device != ATS_CPU && t.device != ATS_CUDA)
+      fail("%s: %s is on a device that is neither the CPU nor a GPU: %d", op, next.name, int(t.device));
+    if (t.device == ATS_CUDA) cuda::check_built({op, next.name});
+    if (first == nullptr) first = &next;
+    const ats_tensor& other = *first->view;
+    if (t.device != other.device || (t.device == ATS_CUDA && t.device_index != other.device_index))
+      fail("%s: %s is on %s, but %s is on %s", op, next.name, place(t).c_str(), first->name, place(other).c_str());
+  }
+  return first != nullptr && first->view->device == ATS_CUDA;
 }
 
 void check_output(Where where, const ats_tensor* t, const ats_tensor& expected) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <initializer_list>
 #include <new>
 #include <string>
 #include <utility>
@@ -74,7 +75,7 @@ int64_t element_count(const ats_tensor& t);  // of a tensor that was checked
 
 // A view that may be described only (sizes may be -1, data is not looked at).
 void check_described(Where where, const ats_tensor* t, unsigned dtypes, int min_ndim, int max_ndim, const char* layout);
-// A view that will be read or written: known sizes, data there, on the CPU.
+// A view that will be read or written: known sizes, data there.
 void check_tensor(Where where, const ats_tensor* t, unsigned dtypes, int min_ndim, int max_ndim, const char* layout);
 // All sizes of a described view are known: for what depends on them.
 void check_known(Where where, const ats_tensor& t);
@@ -82,9 +83,22 @@ void check_known(Where where, const ats_tensor& t);
 void check_output(Where where, const ats_tensor* t, const ats_tensor& expected);
 void check_contiguous_from(Where where, const ats_tensor& t, int first_axis);
 void check_pointer(Where where, const void* pointer);
+// Whether the views (those that are not NULL) are on a GPU: all on the same one, or none. Every operation asks this
+// before it looks at data. A GPU in a build without CUDA is an error.
+struct NamedView {
+  const char* name;
+  const ats_tensor* view;
+};
+bool on_gpu(const char* op, std::initializer_list<NamedView> views);
 void check_same_size(Where where, int64_t size, const char* what, int64_t expected, const char* source);
 
 ats_tensor describe(int dtype, std::initializer_list<int64_t> shape);
+// `t`, a description, on the device of `other`.
+inline ats_tensor on_device_of(const ats_tensor& other, ats_tensor t) {
+  t.device = other.device;
+  t.device_index = other.device_index;
+  return t;
+}
 void set_contiguous_strides(ats_tensor& t);
 // The dtype in which probabilities of an attention of `dtype` are given.
 inline int probability_dtype(int dtype) { return dtype == ATS_FLOAT64 ? ATS_FLOAT64 : ATS_FLOAT32; }

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core.h"
+#include "cuda_ops.h"
 #include "expectation_features.h"
 #include "expectation_rows.h"
 #include "murthy_lanes.h"
@@ -25,7 +26,7 @@ ats_tensor expected_shape(const char* op, const ats_tensor* features, const ats_
   expected.shape[expected.ndim++] = features->shape[0];
   for (int axis = 2; axis < features->ndim; ++axis) expected.shape[expected.ndim++] = features->shape[axis];
   set_contiguous_strides(expected);
-  return expected;
+  return on_device_of(*features, expected);
 }
 
 // c of every row.
@@ -132,6 +133,27 @@ void check_features(const char* op, const char* name, const ats_tensor* t, const
   check_contiguous_from({op, name}, *t, from);
 }
 
+size_t workspace_bytes(const char* op, const ats_tensor* attention, int64_t (*on_a_gpu)(const ats_tensor&),
+                       bool matrix) {
+  const int64_t bytes = EstimatorRows::workspace_bytes(op, attention, matrix);  // with all checks
+  return size_t(on_gpu(op, {{"attention", attention}}) ? on_a_gpu(*attention) : bytes);
+}
+
+// Whether the inputs, and what goes with them, are on a GPU.
+bool on_gpu(const EstimatorInputs& in, NamedView first, NamedView second, NamedView third = {}, NamedView fourth = {}) {
+  return ats::on_gpu(in.op, {{"attention", in.attention},
+                             {"threshold", in.estimator == ATS_HORVITZ_THOMPSON ? in.threshold : nullptr},
+                             {"weights", in.weights},
+                             first,
+                             second,
+                             third,
+                             fourth});
+}
+
+cuda::Estimate estimate(const EstimatorInputs& in) {
+  return {*in.attention, in.estimator == ATS_HORVITZ_THOMPSON ? in.threshold : nullptr, in.weights, in.estimator};
+}
+
 }  // namespace
 }  // namespace ats
 
@@ -149,14 +171,14 @@ int ats_expectation_shape(const ats_tensor* features, const ats_tensor* attentio
 int ats_expectation_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
   return guard([&] {
     check_pointer({"expectation", "bytes"}, bytes);
-    *bytes = size_t(EstimatorRows::workspace_bytes("expectation", attention, false));
+    *bytes = workspace_bytes("expectation", attention, cuda::expectation_workspace, false);
   });
 }
 
 int ats_expectation_backward_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
   return guard([&] {
     check_pointer({"expectation_backward", "bytes"}, bytes);
-    *bytes = size_t(EstimatorRows::workspace_bytes("expectation_backward", attention, false));
+    *bytes = workspace_bytes("expectation_backward", attention, cuda::expectation_workspace, false);
   });
 }
 
@@ -170,6 +192,9 @@ int ats_expectation(const ats_tensor* features, const ats_tensor* attention, con
     const ats_tensor shape = expected_shape(op, features, attention);
     check_features(op, "features", features, *features, 2);
     check_features(op, "expected", expected, shape, 1);
+    check_inputs(inputs, workspace);
+    if (on_gpu(inputs, {"features", features}, {"expected", expected}))
+      return cuda::expectation(estimate(inputs), *features, *expected, workspace, executor);
     const EstimatorRows rows(inputs, workspace, false);
     fill_coefficients(estimator, rows, executor);
     dispatch_floating(features->dtype,
@@ -190,6 +215,11 @@ int ats_expectation_backward(const ats_tensor* grad, const ats_tensor* features,
     check_features(op, "grad", grad, shape, 1);
     check_features(op, "d_features", d_features, *features, 2);
     check_output({op, "d_attention"}, d_attention, *attention);
+    check_inputs(inputs, workspace);
+    if (on_gpu(inputs, {"grad", grad}, {"features", features}, {"d_features", d_features},
+               {"d_attention", d_attention}))
+      return cuda::expectation_backward(estimate(inputs), *grad, *features, *d_features, *d_attention, workspace,
+                                        executor);
     const EstimatorRows rows(inputs, workspace, false);
     // The features are read for h = <f, grad>; c and the gradient to the attention come out of one walk over murthy's
     // nodes; and d_features needs c alone.
@@ -214,15 +244,15 @@ int ats_estimator_arrays_shape(const ats_tensor* attention, const ats_tensor* th
     const int64_t batch = attention->shape[0], n = attention->shape[1];
     const Where where{"estimator_arrays", "attention"};
     multiply_sizes(where, multiply_sizes(where, multiply_sizes(where, batch, n), n), 8);
-    *c = describe(attention->dtype, {batch, n});
-    *m = describe(attention->dtype, {batch, n, n});
+    *c = on_device_of(*attention, describe(attention->dtype, {batch, n}));
+    *m = on_device_of(*attention, describe(attention->dtype, {batch, n, n}));
   });
 }
 
 int ats_estimator_arrays_workspace(const ats_tensor* attention, size_t* bytes) noexcept {
   return guard([&] {
     check_pointer({"estimator_arrays", "bytes"}, bytes);
-    *bytes = size_t(EstimatorRows::workspace_bytes("estimator_arrays", attention, true));
+    *bytes = workspace_bytes("estimator_arrays", attention, cuda::estimator_arrays_workspace, true);
   });
 }
 
@@ -236,6 +266,9 @@ int ats_estimator_arrays(const ats_tensor* attention, const ats_tensor* threshol
     const int64_t batch = attention->shape[0], n = attention->shape[1];
     check_features(op, "c", c, describe(attention->dtype, {batch, n}), 0);
     check_features(op, "m", m, describe(attention->dtype, {batch, n, n}), 0);
+    check_inputs(inputs, workspace);
+    if (on_gpu(inputs, {"c", c}, {"m", m}))
+      return cuda::estimator_arrays(estimate(inputs), *c, *m, workspace, executor);
     const EstimatorRows rows(inputs, workspace, true);
     dispatch_single_or_double(attention->dtype, [&](auto type) {
       using T = typename decltype(type)::type;

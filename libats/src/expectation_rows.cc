@@ -70,17 +70,18 @@ int64_t EstimatorRows::workspace_bytes(const char* op, const ats_tensor* attenti
   return rows / 4 + scratch / 4 + 8 * n + kAlignment;
 }
 
-EstimatorRows::EstimatorRows(const EstimatorInputs& in, void* workspace, bool matrix) : estimator_(in.estimator) {
-  describe_inputs(in);
+void check_inputs(const EstimatorInputs& in, const void* workspace) {
   check_tensor({in.op, "attention"}, in.attention, kSingleOrDouble, 2, 2, "(B, N)");
+  if (in.estimator == ATS_HORVITZ_THOMPSON)
+    check_tensor({in.op, "threshold"}, in.threshold, kSingleOrDouble, 1, 1, "a vector");
+  if (in.weights != nullptr) check_tensor({in.op, "weights"}, in.weights, kSingleOrDouble, 1, 1, "a vector");
+  if (in.attention->shape[0] > 0) check_pointer({in.op, "workspace"}, workspace);
+}
+
+EstimatorRows::EstimatorRows(const EstimatorInputs& in, void* workspace, bool matrix) : estimator_(in.estimator) {
   batch = in.attention->shape[0];
   n = in.attention->shape[1];
-  if (in.estimator == ATS_HORVITZ_THOMPSON) {
-    check_tensor({in.op, "threshold"}, in.threshold, kSingleOrDouble, 1, 1, "a vector");
-    threshold_ = *in.threshold;
-  }
-  if (in.weights != nullptr) check_tensor({in.op, "weights"}, in.weights, kSingleOrDouble, 1, 1, "a vector");
-  if (batch > 0) check_pointer({in.op, "workspace"}, workspace);
+  if (in.estimator == ATS_HORVITZ_THOMPSON) threshold_ = *in.threshold;
   a_ = static_cast<double*>(workspace);
   const uintptr_t end = reinterpret_cast<uintptr_t>(a_ + 3 * batch * n);
   scratch_ = reinterpret_cast<double*>((end + kAlignment - 1) / kAlignment * kAlignment);

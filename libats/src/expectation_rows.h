@@ -17,6 +17,8 @@ struct EstimatorInputs {
 };
 
 void describe_inputs(const EstimatorInputs& in);
+// Of inputs that were described: all that is known without reading them.
+void check_inputs(const EstimatorInputs& in, const void* workspace);
 
 // The attention and what goes with it, in double, every value checked. For every row the workspace holds a, c and h,
 // of N doubles each; then scratch for each of up to kChunks parts of the batch, whose rows are taken one after the

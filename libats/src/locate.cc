@@ -1,7 +1,7 @@
 // locate: from cells of the attention map to where their patches begin in the full-resolution image.
-#include <cmath>
+#include "locate_math.h"
 
-#include "core.h"
+#include "cuda_ops.h"
 
 namespace ats {
 namespace {
@@ -9,12 +9,6 @@ namespace {
 constexpr const char* kOp = "locate";
 // Sizes up to here keep every product below within what a double and an int64 hold.
 constexpr int64_t kLargestSize = int64_t(1) << 52;
-
-int64_t cell_count(const ats_locate_options& options) {
-  int64_t cells = 1;
-  for (int axis = 0; axis < options.spatial; ++axis) cells = multiply_sizes({kOp, "grid"}, cells, options.grid[axis]);
-  return cells;
-}
 
 void check_sizes(const char* name, const int64_t* sizes, int spatial, int64_t lowest) {
   for (int axis = 0; axis < spatial; ++axis)
@@ -38,9 +32,11 @@ ats_tensor origins_shape(const ats_tensor* indices, const ats_locate_options* op
       fail("locate: receptive_field must be smaller than low_shape, got %lld on axis %d of %s",
            static_cast<long long>(options->receptive_field[axis]), axis,
            shape_text(options->low, options->spatial).c_str());
-  cell_count(*options);
+  int64_t cells = 1;
+  for (int axis = 0; axis < options->spatial; ++axis) cells = multiply_sizes({kOp, "grid"}, cells, options->grid[axis]);
   multiply_sizes({kOp, "indices"}, multiply_sizes({kOp, "indices"}, indices->shape[0], indices->shape[1]), 24);
-  return describe(ATS_INT64, {indices->shape[0], indices->shape[1], options->spatial});
+  const ats_tensor origins = describe(ATS_INT64, {indices->shape[0], indices->shape[1], options->spatial});
+  return on_device_of(*indices, origins);
 }
 
 }  // namespace
@@ -61,7 +57,9 @@ int ats_locate(const ats_tensor* indices, const ats_locate_options* options, con
     const ats_tensor expected = origins_shape(indices, options);
     check_tensor({kOp, "indices"}, indices, kInteger64, 2, 2, "(B, N)");
     check_output({kOp, "origins"}, origins, expected);
-    const int64_t count = element_count(*indices), samples = indices->shape[1], cells = cell_count(*options);
+    if (on_gpu(kOp, {{"indices", indices}, {"origins", origins}}))
+      return cuda::locate(*indices, *options, *origins, executor);
+    const int64_t count = element_count(*indices), samples = indices->shape[1], cells = grid_cells(*options);
     const auto cell_at = [&](int64_t i) {
       return data_of<int64_t>(*indices)[i / samples * indices->strides[0] + i % samples * indices->strides[1]];
     };
@@ -69,25 +67,11 @@ int ats_locate(const ats_tensor* indices, const ats_locate_options* options, con
       if (cell_at(i) < 0 || cell_at(i) >= cells)
         fail("locate: indices must lie in [0, %lld), the cells of the grid %s; got %lld", static_cast<long long>(cells),
              shape_text(options->grid, options->spatial).c_str(), static_cast<long long>(cell_at(i)));
-
-    const int spatial = options->spatial;
     parallel_for(executor, count, grain_for(8), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        int64_t rest = cell_at(i);
-        int64_t* out =
-            data_of<int64_t>(*origins) + i / samples * origins->strides[0] + i % samples * origins->strides[1];
-        for (int axis = spatial - 1; axis >= 0; --axis) {
-          const double grid = double(options->grid[axis]), low = double(options->low[axis]);
-          const double field = double(options->receptive_field[axis]), patch = double(options->patch[axis]);
-          const double scale = double(options->image[axis]) / low;
-          const double step = (low - field) * scale / grid;
-          const double index = double(rest % options->grid[axis]);
-          rest /= options->grid[axis];
-          // nearbyint rounds half to even
-          out[axis * origins->strides[2]] =
-              int64_t(std::nearbyint(field / 2.0 * scale + index * step + step / 2.0 - patch / 2.0));
-        }
-      }
+      for (int64_t i = begin; i < end; ++i)
+        locate_cell(*options, cells, cell_at(i),
+                    data_of<int64_t>(*origins) + i / samples * origins->strides[0] + i % samples * origins->strides[1],
+                    origins->strides[2]);
     });
   });
 }

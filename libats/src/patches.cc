@@ -1,6 +1,7 @@
 // extract_patches: cut, average, convert and normalise in one pass over the pixels that are needed.
 #include <cstring>
 
+#include "cuda_ops.h"
 #include "patches_average.h"
 #include "patches_rows.h"
 
@@ -167,8 +168,10 @@ int ats_extract_patches(const ats_tensor* image, const ats_tensor* origins, cons
     check_tensor({kOp, "image"}, image, kImage, 0, ATS_MAX_DIMS, "");
     check_tensor({kOp, "origins"}, origins, kInteger64, 3, 3, "(B, N, D)");
     check_output({kOp, "patches"}, patches, expected);
+    const bool gpu = on_gpu(kOp, {{"image", image}, {"origins", origins}, {"patches", patches}});
     if (element_count(*patches) == 0) return;
     const PatchesPlan plan = make_plan(*image, *origins, *options, *patches);
+    if (gpu) return cuda::extract_patches(plan, *image, *patches, executor);
     dispatch_image(image->dtype, [&](auto in) {
       using In = typename decltype(in)::type;
       if (patches->dtype == image->dtype) return run<In, In>(plan, *image, *patches, executor);

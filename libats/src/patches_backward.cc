@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda_ops.h"
 #include "patches_rows.h"
 
 namespace ats {
@@ -253,6 +254,7 @@ int ats_extract_patches_backward_workspace(const ats_tensor* d_image, size_t* by
     check_known({kOp, "d_image"}, *d_image);
     check_pointer({kOp, "bytes"}, bytes);
     *bytes = 0;
+    if (on_gpu(kOp, {{"d_image", d_image}})) return;
     if (d_image->dtype != ATS_FLOAT16 && d_image->dtype != ATS_BFLOAT16) return;
     int64_t total = sizeof(float);
     for (int axis = 0; axis < d_image->ndim; ++axis)
@@ -270,8 +272,10 @@ int ats_extract_patches_backward(const ats_tensor* grad, const ats_tensor* origi
     check_tensor({kOp, "grad"}, grad, kFloating, 0, ATS_MAX_DIMS, "");
     expected.dtype = grad->dtype;
     check_output({kOp, "grad"}, grad, expected);
+    const bool gpu = on_gpu(kOp, {{"grad", grad}, {"origins", origins}, {"d_image", d_image}});
     if (element_count(*d_image) == 0) return;
     const PatchesPlan plan = make_plan(*d_image, *origins, *options, *grad);
+    if (gpu) return cuda::extract_patches_backward(plan, *grad, *d_image, executor);
     dispatch_floating(d_image->dtype, [&](auto image_type) {
       using D = typename decltype(image_type)::type;
       if (kIsHalf<D>) check_pointer({kOp, "workspace"}, workspace);

@@ -68,7 +68,7 @@ ats_tensor patches_shape(const char* op, const ats_tensor* image, const char* im
   for (int axis = 0; axis < patches.ndim; ++axis)
     bytes = multiply_sizes({op, "patch_size"}, bytes, patches.shape[axis]);
   set_contiguous_strides(patches);
-  return patches;
+  return on_device_of(*image, patches);
 }
 
 PatchesPlan make_plan(const ats_tensor& image, const ats_tensor& origins, const ats_patches_options& options,

@@ -2,6 +2,7 @@
 #include <numeric>
 #include <vector>
 
+#include "cuda_ops.h"
 #include "sample_rows.h"
 
 namespace ats {
@@ -124,7 +125,8 @@ int ats_sample_workspace(const ats_tensor* attention, const ats_sample_options* 
     sample_shapes(kOp, attention, options);
     check_known({kOp, "attention"}, *attention);
     check_pointer({kOp, "bytes"}, bytes);
-    *bytes = size_t(RowsLayout(attention->shape[0], row_cells(*attention)).bytes());
+    if (on_gpu(kOp, {{"attention", attention}})) *bytes = size_t(cuda::sample_workspace(*attention, *options));
+    else *bytes = size_t(RowsLayout(attention->shape[0], row_cells(*attention)).bytes());
   });
 }
 
@@ -137,8 +139,13 @@ int ats_sample(const ats_tensor* attention, const ats_tensor* rng, const ats_sam
     check_tensor({kOp, "rng"}, rng, kInteger64, 1, 1, "(2,): seed, offset");
     if (rng->shape[0] != 2)
       fail("sample: rng must have the shape (2,): seed, offset; got %s", shape_text(*rng).c_str());
+    const bool gpu = check_place(kOp, attention, outputs);
+    if (rng->device != ATS_CPU) on_gpu(kOp, {{"attention", attention}, {"rng", rng}});
     if (attention->shape[0] == 0) return;
     check_pointer({kOp, "workspace"}, workspace);
+    if (gpu)
+      return cuda::sample(*attention, *rng, *options, *indices, *probabilities, *threshold, *log_mass, workspace,
+                          executor);
     dispatch_floating(attention->dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       if (options->logits) run<T, true>(*attention, *rng, *options, outputs, workspace, executor);
@@ -163,6 +170,14 @@ int ats_sample_backward(const ats_tensor* grad, const ats_tensor* attention, con
     check_output({op, "log_mass"}, log_mass, describe(ATS_FLOAT64, {attention->shape[0]}));
     check_output({op, "d_attention"}, d_attention, *attention);
     check_contiguous_from({op, "d_attention"}, *d_attention, 1);
+    if (on_gpu(op, {{"attention", attention},
+                    {"grad", grad},
+                    {"indices", indices},
+                    {"probabilities", probabilities},
+                    {"log_mass", log_mass},
+                    {"d_attention", d_attention}}))
+      return cuda::sample_backward(*grad, *attention, *indices, *probabilities, *log_mass, logits != 0, *d_attention,
+                                   executor);
     check_indices(*indices, row_cells(*attention));
     dispatch_floating(attention->dtype, [&](auto type) {
       using T = typename decltype(type)::type;

@@ -17,8 +17,10 @@ SampleShapes sample_shapes(const char* op, const ats_tensor* attention, const at
   const int64_t rows = attention->shape[0];
   multiply_sizes({op, "n"}, multiply_sizes({op, "n"}, rows, n), 8);
   const int dtype = probability_dtype(attention->dtype);
-  return {describe(ATS_INT64, {rows, n}), describe(dtype, {rows, n}), describe(dtype, {rows}),
-          describe(ATS_FLOAT64, {rows})};
+  const auto output = [&](int type, std::initializer_list<int64_t> shape) {
+    return on_device_of(*attention, describe(type, shape));
+  };
+  return {output(ATS_INT64, {rows, n}), output(dtype, {rows, n}), output(dtype, {rows}), output(ATS_FLOAT64, {rows})};
 }
 
 void check_sample(const char* op, const ats_tensor* attention, const SampleOutputs& outputs,
@@ -33,6 +35,14 @@ void check_sample(const char* op, const ats_tensor* attention, const SampleOutpu
   check("probabilities", outputs.probabilities, shapes.probabilities);
   check("threshold", outputs.threshold, shapes.threshold);
   check("log_mass", outputs.log_mass, shapes.log_mass);
+}
+
+bool check_place(const char* op, const ats_tensor* attention, const SampleOutputs& outputs) {
+  return on_gpu(op, {{"attention", attention},
+                     {"indices", outputs.indices},
+                     {"probabilities", outputs.probabilities},
+                     {"threshold", outputs.threshold},
+                     {"log_mass", outputs.log_mass}});
 }
 
 RowsLayout::RowsLayout(int64_t rows_, int64_t cells)

@@ -25,6 +25,8 @@ struct SampleShapes {
 SampleShapes sample_shapes(const char* op, const ats_tensor* attention, const ats_sample_options* options);
 void check_sample(const char* op, const ats_tensor* attention, const SampleOutputs& outputs,
                   const SampleShapes& shapes);
+// Whether attention and outputs are on a GPU: all of them, or none.
+bool check_place(const char* op, const ats_tensor* attention, const SampleOutputs& outputs);
 
 inline int64_t row_cells(const ats_tensor& attention) {
   int64_t cells = 1;

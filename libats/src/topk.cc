@@ -1,4 +1,5 @@
 // topk: the n largest cells of every row, in one more pass over the cells after the tree has given the mass.
+#include "cuda_ops.h"
 #include "sample_rows.h"
 
 namespace ats {
@@ -91,6 +92,10 @@ int ats_topk_workspace(const ats_tensor* attention, const ats_sample_options* op
     shapes(attention, options);
     check_known({kOp, "attention"}, *attention);
     check_pointer({kOp, "bytes"}, bytes);
+    if (on_gpu(kOp, {{"attention", attention}})) {
+      *bytes = size_t(cuda::topk_workspace(*attention, *options));
+      return;
+    }
     const RowsLayout layout(attention->shape[0], row_cells(*attention));
     const Where where{kOp, "n"};
     *bytes = size_t(layout.bytes()) +
@@ -104,8 +109,11 @@ int ats_topk(const ats_tensor* attention, const ats_sample_options* options, con
   return guard([&] {
     const SampleOutputs outputs{indices, probabilities, threshold, log_mass};
     check_sample(kOp, attention, outputs, shapes(attention, options));
+    const bool gpu = check_place(kOp, attention, outputs);
     if (attention->shape[0] == 0) return;
     check_pointer({kOp, "workspace"}, workspace);
+    if (gpu)
+      return cuda::topk(*attention, *options, *indices, *probabilities, *threshold, *log_mass, workspace, executor);
     dispatch_floating(attention->dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       if (options->logits) run<T, true>(*attention, options->n, outputs, workspace, executor);

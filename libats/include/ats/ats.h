@@ -16,6 +16,17 @@
  * bytes, needs no initial value, and serves one call at a time. Any number of threads may call at once. Calls expect the
  * default floating-point environment: round to nearest, subnormals kept.
  *
+ * On a GPU: all tensors of a call are on the same one (rng may stay on the CPU). Work is queued on executor->stream (the
+ * default stream where there is none) and the call returns before it is done; nothing is allocated, nothing waited for,
+ * and CUDA graphs may record it. Memory beyond the tensors is never touched, whatever they hold. Values cannot be
+ * checked without waiting, so that there
+ *   - a row that sample or topk cannot draw from has indices -1, probabilities 0, threshold and log_mass NaN;
+ *   - sample_backward passes over indices that are no cells;
+ *   - locate places what is no cell at INT64_MIN, where patches hold only padding;
+ *   - a row of attention that is not what the estimator takes, or a threshold that is not positive, makes the results of
+ *     that row NaN. Weights are taken as they are.
+ * Results are the same bits as on the CPU, but for horvitz_thompson, whose exponential is the machine's own.
+ *
  * Letters: B batch, N samples, K cells of the attention map, C channels, D = 1..3 spatial axes, S scales.
  */
 #ifndef ATS_ATS_H
