@@ -7,6 +7,8 @@
 #include <cstring>
 
 #include "cuda_ops.h"
+#include "patches_convert.h"
+#include "patches_plan.h"
 #include "patches_rows.h"
 
 namespace ats {
@@ -50,19 +52,20 @@ struct AddRow {
   }
 };
 
-// G the dtype of the patches' gradient, D of the image's. Sums of many small numbers stand still in a half, so those
-// are made in a float32 image, in the workspace, of which only what the patches touch is used.
-template <typename G, typename D>
+// D is the dtype of the image. Sums of many small numbers stand still in a half, so those are made in a float32 image, in
+// the workspace, of which only what the patches touch is used.
+template <typename D>
 class Backward {
  public:
   using Sum = std::conditional_t<std::is_same_v<D, double>, double, float>;
 
   Backward(const PatchesPlan& plan, const ats_tensor& grad, const ats_tensor& d_image, void* workspace)
       : plan_(plan),
-        grad_(data_of<const G>(grad)),
+        grad_(data_of<const char>(grad)),
+        grad_bytes_(item_size(grad.dtype)),
         image_(data_of<D>(d_image)),
-        interleaved_(plan.image_interleaved()),
-        none_(plan.channels, nullptr, nullptr, interleaved_) {
+        interleaved_(plan.image_interleaved()) {
+    constexpr int kSum = std::is_same_v<Sum, double> ? ATS_FLOAT64 : ATS_FLOAT32;
     if constexpr (kSeparate) {
       const int64_t pixels = plan.image[0] * plan.image[1] * plan.image[2];
       const int64_t x = interleaved_ ? plan.channels : 1;
@@ -70,6 +73,7 @@ class Backward {
       batch_ = pixels * plan.channels;
       axis_[0] = plan.image[1] * plan.image[2] * x, axis_[1] = plan.image[2] * x, axis_[2] = x;
       channel_ = interleaved_ ? 1 : pixels;
+      store_ = make_converter(kSum, d_image.dtype, plan.channels, nullptr, nullptr, interleaved_);
     } else {
       sums_ = image_;
       batch_ = plan.image_batch;
@@ -79,8 +83,9 @@ class Backward {
     for (int s = 0; s < plan.n_scales; ++s) {
       std::vector<double> divisor(size_t(plan.channels), double(plan.averaged(s)));
       for (int64_t c = 0; plan.std && c < plan.channels; ++c) divisor[size_t(c)] *= plan.std[c];
-      divide_.emplace_back(plan.channels, nullptr, plan.std || plan.averaged(s) > 1 ? divisor.data() : nullptr,
-                           together(s));
+      divide_.push_back(make_converter(grad.dtype, kSum, plan.channels, nullptr,
+                                       plan.std || plan.averaged(s) > 1 ? divisor.data() : nullptr, together(s),
+                                       std::is_same_v<Sum, float>));
     }
   }
 
@@ -143,9 +148,8 @@ class Backward {
     for (int64_t c = 0; c < plan_.channels; c += strip) {
       const Sum* from = sums_row(b, z, y) + x.first * strip + c * channel_;
       D* to = image_row(b, z, y) + x.first * plan_.image_axis[2] + c * plan_.image_channel;
-      if (plan_.image_axis[2] == strip) convert_rows<Sum, D>(from, 0, to, 0, 1, (x.last - x.first) * strip, none_, c);
-      else
-        for (int64_t i = 0; i < x.last - x.first; ++i) to[i * plan_.image_axis[2]] = store<D>(from[i]);
+      if (plan_.image_axis[2] == strip) store_->rows(from, 0, to, 0, 1, (x.last - x.first) * strip, c);
+      else store_->pixels(from, 0, 1, to, 0, plan_.image_axis[2], 1, x.last - x.first, c);
     }
   }
 
@@ -156,8 +160,8 @@ class Backward {
     const int64_t start_x = plan_.start(2, b, n, s), columns = ax.patch * ax.scale;
     // Columns of the image a block, which are whole patch pixels where these fit.
     const int64_t fit = kBuffer / strip(s), block = ax.scale <= fit ? fit / ax.scale * ax.scale : fit;
-    const G* patch =
-        grad_ + b * plan_.patch_batch + n * plan_.patch_sample + s * plan_.patch_scale + c * plan_.patch_channel;
+    const char* patch = grad_at(
+        grad_, b * plan_.patch_batch + n * plan_.patch_sample + s * plan_.patch_scale + c * plan_.patch_channel);
     Sum buffer[kBuffer];
     for (int64_t z = 0; z < az.patch * az.scale; ++z) {
       const int64_t pixel_z = source_pixel(az, start_z + z, plan_.padding);
@@ -170,7 +174,8 @@ class Backward {
         for (int64_t x = 0; x < columns; x += block) {
           const int64_t count = std::min(block, columns - x);
           if (ready != patch_y)
-            spread(s, patch + z / az.scale * plan_.patch_axis[0] + patch_y * plan_.patch_axis[1], c, x, count, buffer);
+            spread(s, grad_at(patch, z / az.scale * plan_.patch_axis[0] + patch_y * plan_.patch_axis[1]), c, x, count,
+                   buffer);
           add_columns(ax, s, buffer, start_x + x, count, sums_row(b, pixel_z, pixel_y) + c * channel_);
         }
         ready = columns <= block ? patch_y : -1;
@@ -179,21 +184,17 @@ class Backward {
   }
 
   // The values of a patch row, divided, as often as the image has columns for them: columns [first, first + count).
-  void spread(int s, const G* row, int64_t c, int64_t first, int64_t count, Sum* buffer) const {
+  void spread(int s, const char* row, int64_t c, int64_t first, int64_t count, Sum* buffer) const {
     const int64_t scale = plan_.axis(2, s).scale, width = strip(s), x = plan_.patch_axis[2];
     const int64_t from = first / scale, pixels = (first + count - 1) / scale + 1 - from;
+    const Converter& divide = *divide_[size_t(s)];
     Sum scaled[kBuffer];
     Sum* values = scale == 1 ? buffer : scaled;
-    row += from * x;
-    if (x == width && (width == 1 || plan_.patch_channel == 1)) {
-      convert_rows<G, Sum>(row, 0, values, 0, 1, pixels * width, divide_[size_t(s)], c);
-    } else {
-      for (int64_t k = 0; k < width; ++k) {
-        const Sum divisor = divide_[size_t(s)].active() ? divide_[size_t(s)].std_of(c)[k] : Sum(1);
-        for (int64_t i = 0; i < pixels; ++i)
-          values[i * width + k] = Sum(load(row[i * x + k * plan_.patch_channel])) / divisor;
-      }
-    }
+    row = grad_at(row, from * x);
+    if (x == width && (width == 1 || plan_.patch_channel == 1)) divide.rows(row, 0, values, 0, 1, pixels * width, c);
+    else
+      for (int64_t k = 0; k < width; ++k)
+        divide.pixels(grad_at(row, k * plan_.patch_channel), 0, x, values + k, 0, width, 1, pixels, c + k);
     if (scale == 1) return;
     for (int64_t i = 0, end = 0, column = 0; i < pixels; ++i, values += width)
       for (end = std::min((from + i + 1) * scale - first, count); column < end; ++column)
@@ -219,21 +220,24 @@ class Backward {
     }
   }
 
+  const char* grad_at(const char* from, int64_t elements) const { return from + elements * grad_bytes_; }
+
   const PatchesPlan& plan_;
-  const G* grad_;
+  const char* grad_;
+  int64_t grad_bytes_;
   D* image_;
   bool interleaved_;
-  Normalization<Sum> none_;
-  std::vector<Normalization<Sum>> divide_;  // of every scale
+  std::unique_ptr<Converter> store_;                // of sums, where they are made apart
+  std::vector<std::unique_ptr<Converter>> divide_;  // of every scale
   // The image in which sums are made.
   Sum* sums_;
   int64_t batch_, axis_[3], channel_;
 };
 
-template <typename G, typename D>
+template <typename D>
 void run(const PatchesPlan& plan, const ats_tensor& grad, const ats_tensor& d_image, void* workspace,
          const ats_executor* executor) {
-  const Backward<G, D> backward(plan, grad, d_image, workspace);
+  const Backward<D> backward(plan, grad, d_image, workspace);
   const int64_t rows = plan.image[0] * plan.image[1], total = plan.batch * rows;
   // Every range looks at all patches of its images, so there are few.
   const int64_t grain = std::max<int64_t>(total / 16, grain_for(plan.image[2] * plan.channels));
@@ -279,9 +283,7 @@ int ats_extract_patches_backward(const ats_tensor* grad, const ats_tensor* origi
     dispatch_floating(d_image->dtype, [&](auto image_type) {
       using D = typename decltype(image_type)::type;
       if (kIsHalf<D>) check_pointer({kOp, "workspace"}, workspace);
-      dispatch_floating(grad->dtype, [&](auto grad_type) {
-        run<typename decltype(grad_type)::type, D>(plan, *grad, *d_image, workspace, executor);
-      });
+      run<D>(plan, *grad, *d_image, workspace, executor);
     });
   });
 }

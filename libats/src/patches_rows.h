@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "convert_lanes.h"
-#include "patches_plan.h"
 #include "simd.h"
 
 namespace ats {
@@ -38,6 +37,9 @@ class Normalization {
   int64_t period() const { return period_; }
   const A* mean_of(int64_t c) const { return active_ ? mean_.data() + c * stride_ : nullptr; }
   const A* std_of(int64_t c) const { return active_ ? std_.data() + c * stride_ : nullptr; }
+  // Of channel c, in either form.
+  A mean(int64_t c) const { return mean_[size_t(stride_ ? c * stride_ : c)]; }
+  A std(int64_t c) const { return std_[size_t(stride_ ? c * stride_ : c)]; }
 
  private:
   bool active_;
@@ -118,16 +120,5 @@ struct ConvertRows {
     }
   }
 };
-
-template <typename In, typename Out, typename A>
-void convert_rows(const In* from, int64_t from_step, Out* to, int64_t to_step, int64_t rows, int64_t count,
-                  const Normalization<A>& by, int64_t channel) {
-  if (by.active())
-    on_this_cpu<ConvertRows<In, Out, A, true>>(from, from_step, to, to_step, rows, count, by.mean_of(channel),
-                                               by.std_of(channel), by.period());
-  else
-    on_this_cpu<ConvertRows<In, Out, A, false>>(from, from_step, to, to_step, rows, count, by.mean_of(channel),
-                                                by.std_of(channel), int64_t(1));
-}
 
 }  // namespace ats

@@ -7,7 +7,7 @@
 
 #include "check.h"
 #include "every_cpu.h"
-#include "patches_average.h"
+#include "patches_sums.h"
 
 using namespace ats;
 
@@ -86,6 +86,55 @@ void test_widths() {
   }
 }
 
+// Sums of integers for every way that a row of patch pixels can lie, at their largest and at random.
+template <typename In, typename Lane>
+void test_sums(std::mt19937_64& random) {
+  constexpr int64_t kStep = 1100, kMost = 1024;
+  std::vector<In> from(size_t(kStep) * 8);
+  for (const bool largest : {true, false}) {
+    for (In& x : from) x = largest ? std::numeric_limits<In>::max() : In(random());
+    for (int64_t channels = 1; channels <= 5; ++channels) {
+      for (const int64_t scale : {2, 3, 4, 5, 8, 16}) {
+        for (const int64_t pixels : {1, 2, 7, 8, 9, 16, 17, 31, 50, 64, 200}) {
+          const int64_t count = pixels * scale * channels, slices = 1 + scale % 2, rows = 1 + scale % 4;
+          if (count > kMost) continue;
+          std::vector<Lane> columns(kMost), sums(kMost), picked(kMost);
+          std::vector<double> averages(kMost);
+          on_every_cpu<SumRows<In, Lane>>(
+              [&](const auto& run) {
+                std::fill(columns.begin(), columns.end(), Lane(77));
+                run();
+                for (int64_t i = 0; i < kMost; ++i) {
+                  int64_t sum = i < count ? 0 : 77;
+                  for (int64_t row = 0; i < count && row < slices * rows; ++row)
+                    sum += from[size_t(row / rows * 4 * kStep + row % rows * kStep + i)];
+                  CHECK(columns[size_t(i)] == Lane(sum));
+                }
+              },
+              static_cast<const In*>(from.data()), 4 * kStep, slices, kStep, rows, count, columns.data());
+          const double divisor = double(scale * slices * rows);
+          for (const double inverse : {0.0, 1 / divisor}) {
+            if (inverse * 64 != std::floor(inverse * 64)) continue;  // not exact
+            on_every_cpu<AverageColumns<Lane>>(
+                [&](const auto& run) {
+                  std::fill(averages.begin(), averages.end(), -1.0);
+                  run();
+                  for (int64_t i = 0; i < kMost; ++i) {
+                    int64_t sum = 0;
+                    for (int64_t k = 0; i < pixels * channels && k < scale; ++k)
+                      sum += columns[size_t((i / channels * scale + k) * channels + i % channels)];
+                    CHECK(averages[size_t(i)] == (i < pixels * channels ? double(sum) / divisor : -1.0));
+                  }
+                },
+                static_cast<const Lane*>(columns.data()), scale, channels, pixels, divisor, inverse, sums.data(),
+                picked.data(), averages.data());
+          }
+        }
+      }
+    }
+  }
+}
+
 int main() {
   std::mt19937_64 random(11);
   test_values<float16, float, float>(every_value<float16>());
@@ -98,5 +147,9 @@ int main() {
   test_values<double, float16, double>(hard_values<double, float16>(random));
   test_values<double, bfloat16, double>(hard_values<double, bfloat16>(random));
   test_widths();
+  test_sums<uint8_t, uint16_t>(random);
+  test_sums<uint8_t, int32_t>(random);
+  test_sums<int16_t, int32_t>(random);
+  test_sums<uint16_t, int32_t>(random);
   return finish();
 }
