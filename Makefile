@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # Two, because compiling against TensorFlow takes a gigabyte a job; make JOBS=8 where there is room.
 JOBS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo $$cores || echo 2)
 
+# Files go to the processes whole, for what their tests share, and in order: the last ones are short.
+PYTEST_JOBS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CTEST_PARALLEL_LEVEL := $(JOBS)
@@ -25,8 +28,8 @@ demo: install
 test: install
 	$(BIN)/cmake --workflow --preset sanitize
 	$(BIN)/cmake --workflow --preset release
-	$(BIN)/python -m pytest
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -m keras
+	$(BIN)/python -m pytest $(PYTEST_JOBS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -m keras $(PYTEST_JOBS)
 
 bench: install
 	$(BIN)/cmake --preset release

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch is: its idle threads would spin beside other work
 sys.path.insert(0, str(Path(__file__).parent))  # for reference.py and tolerances.py, whatever the import mode
 
 settings.register_profile(
@@ -346,8 +347,21 @@ def threads(backend):
     backend.set_num_threads(before)
 
 
+# pytest-xdist runs the tests in other processes, which tell this one what they tested.
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["backends"] = [*_made], _missing
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    made, missing = getattr(node, "workeroutput", {}).get("backends", ([], {}))
+    _made.update(dict.fromkeys(made))
+    _missing.update(missing)
+
+
 def pytest_terminal_summary(terminalreporter):
-    tested = ", ".join(_made) or "none"
+    tested = ", ".join(name for name in BACKENDS if name in _made) or "none"
     terminalreporter.section("backends")
     terminalreporter.line(f"tested: {tested}")
     for name, reason in _missing.items():

@@ -51,13 +51,14 @@ def need(program):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """libats configured, built and installed by CMake, with no Python in it."""
-    folder = tmp_path_factory.mktemp("standalone")
+    """libats configured, built and installed by CMake, with no Python in it: what `make test` has built already."""
+    prefix = tmp_path_factory.mktemp("standalone") / "prefix"
+    build = ROOT / "build" / "release"
     cmake = need("cmake")
-    run(cmake, "-S", ROOT, "-B", folder / "build", f"-DCMAKE_INSTALL_PREFIX={folder / 'prefix'}")
-    run(cmake, "--build", folder / "build")
-    run(cmake, "--install", folder / "build")
-    return folder / "prefix"
+    run(cmake, "-S", ROOT, "--preset", "release", PATH=os.pathsep.join([str(Path(cmake).parent), os.environ["PATH"]]))
+    run(cmake, "--build", build, "--target", "ats")
+    run(cmake, "--install", build, "--prefix", prefix)
+    return prefix
 
 
 def test_a_c_and_a_cpp_program_use_find_package(installed, tmp_path):
@@ -115,7 +116,7 @@ def test_sonames(installed):
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
-    run(*command, "--config-settings=cmake.define.ATS_BUILD_TENSORFLOW=OFF")  # half a minute that nothing here needs
+    run(*command, f"--config-settings=build-dir={ROOT / 'build' / 'python'}")  # where `make install` has built it
     [path] = folder.glob("ats_core-*.whl")
     return path
 
