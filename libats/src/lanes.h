@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "convert_lanes.h"
+#include "portable_math.h"
 #include "simd.h"
 
 namespace ats {
@@ -60,6 +61,19 @@ struct TwoDoubles {
 ATS_INLINE TwoDoubles widen(SixteenFloats lanes) {
   typedef double SixteenDoubles __attribute__((vector_size(128)));
   return bit_cast<TwoDoubles>(__builtin_convertvector(lanes, SixteenDoubles));
+}
+
+// float_exp of sixteen cells.
+ATS_INLINE TwoDoubles float_exp(SixteenFloats x, float reference) {
+  typedef uint64_t SixteenWords __attribute__((vector_size(128)));
+  struct TwoWords {
+    Words low, high;
+  };
+  const auto e = float_exp<SixteenFloats, Vector<uint32_t, 16>>(x, reference);
+  const TwoDoubles fraction = widen(e.fraction);
+  const TwoWords exponent = bit_cast<TwoWords>(__builtin_convertvector(e.exponent, SixteenWords));
+  return {fraction.low * bit_cast<Doubles>(Words(exponent.low << 52)),
+          fraction.high * bit_cast<Doubles>(Words(exponent.high << 52))};
 }
 
 ATS_INLINE void store_lanes(double* data, Doubles lanes) { memcpy(data, &lanes, sizeof(lanes)); }

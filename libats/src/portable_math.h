@@ -57,6 +57,43 @@ ATS_HD ATS_INLINE Real portable_exp(Real x) {
 
 ATS_HD inline double portable_exp(double x) { return portable_exp<double, uint64_t>(x); }
 
+// exp(x - reference) of floats, x <= reference: fraction * 2^(exponent - 1023), both 0 below exp(-708); a fraction of
+// NaN for NaN. In half the instructions of portable_exp, and to 3e-7 of the value. Real is float with Bits uint32_t, or
+// vectors of them.
+template <typename Real, typename Bits>
+struct FloatExp {
+  Real fraction;
+  Bits exponent;
+};
+template <typename Real, typename Bits>
+ATS_HD ATS_INLINE FloatExp<Real, Bits> float_exp(Real x, float reference) {
+  // x - reference = sum + error, exactly (Knuth's two-sum).
+  const Real sum = x - reference, other = sum - x;
+  const Real error = (x - (sum - other)) - (reference + other);
+  // sum = n ln 2 + r as in portable_exp; with 14 bits of ln 2 the products are exact.
+  constexpr float kRound = 0x1.8p23f;
+  const Real shifted = sum * 0x1.715476p0f + kRound;
+  const Real n = shifted - kRound;
+  const Real r = ((sum - n * 0x1.62e8p-1f) - n * -0x1.e8082ep-16f) + error;
+  // (exp(r) - 1 - r) / r^2, the minimax polynomial for exp(r) on the interval.
+  Real p = Real{} + 0x1.10625p-7f;
+  p = p * r + 0x1.572a64p-5f;
+  p = p * r + 0x1.5557bp-3f;
+  p = p * r + 0x1.fffdfcp-2f;
+  p = 1.0f + (p * r * r + r);
+  // All bits where something is left. By arithmetic, since compilers take comparisons of vectors wider than the
+  // registers apart into single numbers: from 708 (excluded) to infinity both differences are negative.
+  const Bits magnitude = Bits(bit_cast<Bits>(sum) & 0x7fffffffu);
+  const Bits left = (((bit_cast<uint32_t>(708.0f) - magnitude) & (magnitude - 0x7f800001u)) >> 31) - 1u;
+  return {bit_cast<Real>(Bits(bit_cast<Bits>(p) & left)),
+          Bits((bit_cast<Bits>(shifted) - (bit_cast<uint32_t>(kRound) - 1023u)) & left)};
+}
+
+ATS_HD inline double float_exp(float x, float reference) {
+  const FloatExp<float, uint32_t> e = float_exp<float, uint32_t>(x, reference);
+  return double(e.fraction) * bit_cast<double>(uint64_t(e.exponent) << 52);
+}
+
 // log(x) for finite x > 0; Real and Bits as above.
 template <typename Real, typename Bits>
 ATS_HD ATS_INLINE Real portable_log(Real x) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "feature_lanes.h"
 #include "lanes.h"
 #include "sample_math.h"
 
@@ -21,6 +22,27 @@ ATS_INLINE Doubles sums_upto(Doubles lanes) {
   return bit_cast<Doubles>(half);
 }
 
+// The weights of a group of cells, none taken.
+template <typename T, bool Logits>
+ATS_INLINE void read_weights(const Row<T, Logits>& row, const T* cell, Doubles* weight) {
+  if constexpr (std::is_same_v<T, double>) {
+    for (int r = 0; r < kRows; ++r) {
+      const Doubles x = load_lanes(cell + r * kLanes);
+      if constexpr (Logits) weight[r] = portable_exp<Doubles, Words>(x - row.scale.reference);
+      else weight[r] = x * row.scale.factor;
+    }
+  } else {
+    for (int r = 0; r < kRows; r += 2) {
+      const SixteenFloats x = load_floats(cell + r * kLanes);
+      TwoDoubles two;
+      if constexpr (Logits) two = float_exp(x, float(row.scale.reference));
+      else two = widen(x), two.low *= row.scale.factor, two.high *= row.scale.factor;
+      weight[r] = two.low;
+      weight[r + 1] = two.high;
+    }
+  }
+}
+
 struct VectorNode {
   Doubles row[kRows];  // entry e is row[e / 8][e % 8]
 
@@ -35,14 +57,10 @@ struct VectorNode {
     const int64_t first = group * kFan;
     if (first + kFan > row.cells) return load(Node::read(row, group, taken).entry);
     VectorNode node;
+    read_weights(row, row.data + first, node.row);
     const Words bit = {1, 2, 4, 8, 16, 32, 64, 128};
-    for (int r = 0; r < kRows; ++r) {
-      const Doubles x = load_lanes(row.data + first + r * kLanes);
-      Doubles weight;
-      if constexpr (Logits) weight = portable_exp<Doubles, Words>(x - row.scale.reference);
-      else weight = x * row.scale.factor;
-      node.row[r] = (bit & uint64_t(taken >> (r * kLanes))) == 0 ? weight : Doubles{};
-    }
+    for (int r = 0; r < kRows; ++r)
+      node.row[r] = (bit & uint64_t(taken >> (r * kLanes))) == 0 ? node.row[r] : Doubles{};
     return node;
   }
 
@@ -133,24 +151,21 @@ struct FreshGroups {
 
   // The lanes of one group.
   ATS_INLINE Doubles add_up(const T* cell, Lowest& lowest) const {
-    if constexpr (std::is_same_v<T, double>) {
-      Doubles weight[kRows];
+    Doubles weight[kRows];
+    if constexpr (Logits) {
+      read_weights(row, cell, weight);
+    } else if constexpr (std::is_same_v<T, double>) {
       for (int r = 0; r < kRows; ++r) {
-        weight[r] = weight_of(load_lanes(cell + r * kLanes));
-        if (!Logits) lowest.doubles = lower(weight[r], lowest.doubles);
+        weight[r] = load_lanes(cell + r * kLanes);
+        lowest.doubles = lower(weight[r], lowest.doubles);
       }
-      return ((weight[0] + weight[1]) + weight[2]) + weight[3];
     } else {
       const SixteenFloats first = load_floats(cell), second = load_floats(cell + 2 * kLanes);
-      if (!Logits) lowest.floats = lower(second, lower(first, lowest.floats));
+      lowest.floats = lower(second, lower(first, lowest.floats));
       const TwoDoubles a = widen(first), b = widen(second);
-      return ((weight_of(a.low) + weight_of(a.high)) + weight_of(b.low)) + weight_of(b.high);
+      return ((a.low + a.high) + b.low) + b.high;
     }
-  }
-
-  ATS_INLINE Doubles weight_of(Doubles x) const {
-    if constexpr (Logits) return portable_exp<Doubles, Words>(x - row.scale.reference);
-    return x;
+    return ((weight[0] + weight[1]) + weight[2]) + weight[3];
   }
 };
 
@@ -196,12 +211,11 @@ template <typename T>
 struct Largest {
   ATS_INLINE static double run(const T* row, int64_t begin, int64_t end) {
     double largest = -std::numeric_limits<double>::infinity();
+    constexpr int64_t lanes = kFeatureLanes<T>;
     int64_t cell = begin;
-    if (cell + kLanes <= end) {
-      Doubles lanes = load_lanes(row + cell);
-      for (; cell + kLanes <= end; cell += kLanes) lanes = higher(load_lanes(row + cell), lanes);
-      for (int l = 0; l < kLanes; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
-    }
+    FeatureVector<T> high = FeatureVector<T>{} - std::numeric_limits<FeatureScalar<T>>::infinity();
+    for (; cell + lanes <= end; cell += lanes) high = higher(load_features(row + cell), high);
+    for (int l = 0; l < lanes; ++l) largest = double(high[l]) > largest ? double(high[l]) : largest;
     for (; cell < end; ++cell) {
       const double x = double(load(row[cell]));
       largest = x > largest ? x : largest;

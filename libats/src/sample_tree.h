@@ -52,7 +52,7 @@ ATS_HD inline TreeShape tree_shape(int64_t cells) {
 
 // ---- reading cells ------------------------------------------------------------------------------------------------
 struct RowScale {
-  double reference = 0.0;  // logits: what is subtracted
+  double reference = 0.0;  // logits: what is subtracted, an element of the row
   double factor = 1.0;     // weights: the power of two they are multiplied by
   int exponent = 0;        //          factor = 2^-exponent
 };
@@ -64,8 +64,10 @@ struct Row {
   RowScale scale;
 
   ATS_HD double weight(int64_t cell) const {
-    const double x = double(load(data[cell]));
-    return Logits ? portable_exp(x - scale.reference) : x * scale.factor;
+    const auto x = load(data[cell]);
+    if constexpr (!Logits) return double(x) * scale.factor;
+    else if constexpr (std::is_same_v<T, double>) return portable_exp(x - scale.reference);
+    else return float_exp(x, float(scale.reference));
   }
 };
 

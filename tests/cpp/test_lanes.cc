@@ -261,6 +261,35 @@ void test_exp_log(std::mt19937_64& random) {
       static_cast<const double*>(x.data()), int64_t(x.size()), y.data());
 }
 
+struct FloatExponentials {
+  ATS_INLINE static void run(const float* x, int64_t count, float reference, double* y) {
+    for (int64_t i = 0; i < count; i += 2 * kLanes) {
+      const TwoDoubles two = float_exp(load_floats(x + i), reference);
+      store_lanes(y + i, two.low);
+      store_lanes(y + i + kLanes, two.high);
+    }
+  }
+};
+
+void test_float_exp(std::mt19937_64& random) {
+  for (const float reference : {0.0f, 1.3f, 1e4f, -INFINITY, INFINITY, float(NAN)}) {
+    std::uniform_real_distribution<float> any(-720.0f, 0.0f);
+    std::vector<float> x = {reference, -INFINITY, float(NAN), -float(NAN), -708.0f, -708.1f, -3e38f, 3e38f};
+    while (x.size() < 4096) x.push_back((std::isfinite(reference) ? reference : 0.0f) + any(random));
+    std::vector<double> y(x.size());
+    on_every_cpu<FloatExponentials>(
+        [&](const auto& run) {
+          run();
+          for (size_t i = 0; i < x.size(); ++i) {
+            if (x[i] > reference) continue;  // means nothing
+            const double expected = float_exp(x[i], reference);
+            CHECK(same_bits(y[i], expected) || (std::isnan(y[i]) && std::isnan(expected)));
+          }
+        },
+        static_cast<const float*>(x.data()), int64_t(x.size()), reference, y.data());
+  }
+}
+
 template <typename T>
 void test_dtype(std::mt19937_64& random) {
   test_building<T, false>(random);
@@ -279,5 +308,6 @@ int main() {
   test_steps(random);
   test_descent(random);
   test_exp_log(random);
+  test_float_exp(random);
   return finish();
 }

@@ -1,6 +1,7 @@
 // exp, log, Philox and the half dtypes against other definitions of the same things.
 #include <cmath>
 #include <cstdlib>
+#include <initializer_list>
 
 #include "check.h"
 #include "half.h"
@@ -39,6 +40,28 @@ void test_exp_log() {
   for (double x = -0.5; x < 0.5; x += 1e-3)  // near 1, where digits cancel
     CHECK(x == 0.0 ||
           std::fabs(ats::portable_log(1.0 + x) - std::log(1.0 + x)) <= 4e-16 * std::fabs(std::log(1.0 + x)));
+}
+
+// x - reference is exact whatever their sizes, so that the error does not grow with them.
+void test_float_exp() {
+  double worst = 0.0;
+  for (const float reference : {0.0f, 0.1f, -3.7f, 88.8f, -1e4f, 1e4f, 12345.678f, -3e7f}) {
+    for (int i = 0; i <= 100000; ++i) {
+      const float x = float(double(reference) - 707.9 * i / 100000.0 * (i % 3 ? 1.0 : 0.01));
+      const double difference = double(x) - double(reference);
+      if (difference < -708.0 || difference > 0.0) continue;
+      const double exact = std::exp(difference);
+      worst = std::fmax(worst, std::fabs(ats::float_exp(x, reference) - exact) / exact);
+    }
+  }
+  std::printf("worst error of exp of floats: %.3g\n", worst);
+  CHECK(worst < 3e-7);
+  for (const float reference : {0.0f, 1e-30f, -7.5f, 1e4f, -3e38f, 3e38f})
+    CHECK(ats::float_exp(reference, reference) == 1.0 && ats::float_exp(-INFINITY, reference) == 0.0);
+  CHECK(ats::float_exp(-708.0f, 0.0f) > 0.0 && ats::float_exp(-708.1f, 0.0f) == 0.0);
+  CHECK(ats::float_exp(-3e38f, 3e38f) == 0.0 && ats::float_exp(-3e38f, 0.0f) == 0.0);
+  for (const float nan : {NAN, -NAN}) CHECK(std::isnan(ats::float_exp(nan, 1.0f)));
+  CHECK(std::isnan(ats::float_exp(INFINITY, INFINITY)) && std::isnan(ats::float_exp(-INFINITY, -INFINITY)));
 }
 
 void check_philox(uint64_t key, uint64_t low, uint64_t high, const uint64_t (&expected)[4]) {
@@ -107,6 +130,7 @@ void test_halves() {
 
 int main() {
   test_exp_log();
+  test_float_exp();
   test_philox();
   test_halves();
   return finish();
