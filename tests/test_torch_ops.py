@@ -1,6 +1,7 @@
 """The PyTorch adapter: schemas, fake kernels, layouts, random numbers, errors. (Numbers are compared with the reference
 in tests/test_<op>.py, gradients in test_torch_autograd.py.)"""
 
+import concurrent.futures
 import itertools
 import re
 import subprocess
@@ -179,6 +180,42 @@ def test_no_rng_follows_manual_seed():
     assert torch.equal(ats.sample(attention, 20).indices, first)
     assert not torch.equal(first, second)
     assert ats.sample(attention, 20, rng=3).indices.tolist() == ats.sample(attention, 20, rng=(3, 0)).indices.tolist()
+
+
+def test_no_rng_draws_what_randint_draws():
+    """In every mode and thread, whichever comes first; compiled programs draw the pair by torch.randint."""
+    attention = torch.ones(2, 1000)
+
+    def picks():
+        return ats.sample(attention, 20).indices.clone()
+
+    def expected():
+        return ats.sample(attention, 20, rng=torch.randint(2**63 - 1, (2,))).indices
+
+    def mapped():
+        each = torch.vmap(lambda row: ats.sample(row[None], 20).indices, randomness="same")
+        return each(attention[:1])[0]
+
+    def in_mode(mode, function):
+        with mode:
+            return function()
+
+    def follows(function, rows=2):
+        torch.manual_seed(5)
+        found = [function(), function()]
+        torch.manual_seed(5)
+        return all(torch.equal(one, expected()[:rows]) for one in found)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as fresh:  # whose first draw is in inference mode
+        assert fresh.submit(follows, lambda: in_mode(torch.inference_mode(), picks)).result()
+        assert fresh.submit(follows, picks).result()
+    assert follows(picks)
+    assert follows(lambda: in_mode(torch.inference_mode(), picks))
+    assert follows(lambda: in_mode(torch.device("meta"), picks))
+    assert follows(torch.compile(picks, backend="eager"))
+    assert follows(mapped, rows=1)
+    with FakeTensorMode() as fake:
+        assert ats.sample(fake.from_tensor(attention), 20).indices.shape == (2, 20)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ The operations check the rest. Sizes may be symbolic: they are passed on without
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, _C
+from torch.compiler import is_dynamo_compiling
 
 Sizes: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 Rng: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Tensor | None
@@ -28,7 +30,7 @@ def is_single(value: Any) -> bool:
 
 def to_int(name: str, value: SupportsIndex) -> int:
     """An int of 64 bits, or a symbolic one."""
-    if isinstance(value, torch.SymInt) or (torch.compiler.is_dynamo_compiling() and isinstance(value, int)):
+    if isinstance(value, torch.SymInt) or (is_dynamo_compiling() and isinstance(value, int)):
         return value
     try:
         number = operator.index(value)
@@ -59,10 +61,30 @@ def to_scales(scales: Sequence[SupportsIndex] | None) -> Sequence[int]:
     return numbers
 
 
+class _Memory(threading.local):
+    """What a thread draws its pairs into."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):  # tensors made within cannot be written outside
+            self.pair = torch.empty(2, dtype=torch.int64, device=_CPU)
+
+
+_memory = _Memory()
+
+
+def _draw_pair() -> Tensor:
+    """(seed, offset) of PyTorch's generator. The operation reads them at once, so in plain eager mode they can be drawn
+    into the same memory again: the numbers are those of torch.randint, at a third of its price (docs/speed.md).
+    """
+    if is_dynamo_compiling() or _C._len_torch_dispatch_stack() or _C._are_functorch_transforms_active():
+        return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=_CPU)
+    return _memory.pair.random_(2**63 - 1)
+
+
 def to_rng(rng: Rng) -> Tensor:
     """An int64 tensor (seed, offset), from PyTorch's generator for None."""
     if rng is None:
-        return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=_CPU)
+        return _draw_pair()
     if isinstance(rng, Tensor):
         pair = rng.cpu().long() if rng.dtype in _NARROWER else rng.cpu()
         # the operation checks shape and dtype

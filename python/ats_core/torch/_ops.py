@@ -16,6 +16,7 @@ from torch import _C, Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.compiler import is_dynamo_compiling
 
 from ats_core._build import adapter_path
 
@@ -35,7 +36,7 @@ estimator_arrays = _ops.estimator_arrays.default
 
 def direct(op: Any) -> Callable[..., Any]:
     """What calls ``op`` with one Python frame less (docs/speed.md). Dynamo knows the operation itself alone."""
-    return op if torch.compiler.is_dynamo_compiling() else op._op
+    return op if is_dynamo_compiling() else op._op
 
 
 _library = torch.library.Library("ats", "FRAGMENT")  # the registrations below live as long as this does
