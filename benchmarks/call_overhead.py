@@ -26,6 +26,7 @@ import torch
 
 import ats_core
 import ats_core.torch as ats
+from ats_core.torch._arguments import to_rng
 
 Call = Callable[[], Any]
 CODES = {torch.float32: 5, torch.float64: 6, torch.int64: 7}  # ats_dtype
@@ -144,9 +145,9 @@ def layers() -> dict[str, dict[str, Call]]:
             "function": lambda: torch.topk(attention, N),
             "function, with gradients": lambda: torch.topk(leaves[0], N),
         },
-        "torch.randint, the seed of sample": {
-            "function": lambda: torch.randint(2**63 - 1, (2,), device="cpu"),
-            "function, with gradients": lambda: torch.randint(2**63 - 1, (2,), device="cpu"),
+        "the seed of sample": {
+            "function": lambda: to_rng(None),
+            "function, with gradients": lambda: to_rng(None),
         },
     }
     plain, recorded = calls(attention, features, image), calls(*leaves)
