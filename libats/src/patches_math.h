@@ -48,6 +48,9 @@ ATS_HD inline int64_t source_pixel(const Axis& axis, int64_t position, int paddi
   if (padding == ATS_PAD_CONSTANT) return kOutside;
   if (padding == ATS_PAD_EDGE) return position < 0 ? 0 : axis.size - 1;
   const int64_t period = reflect_period(axis.size);
+  // Mirrored once: no division.
+  if (position < 0 && -position < axis.size) return -position;
+  if (position >= axis.size && position < period) return period - position;
   const int64_t rest = modulo(position, period);
   return rest < axis.size ? rest : period - rest;
 }
@@ -72,6 +75,34 @@ ATS_HD inline Span touched_pixels(const Axis& axis, int64_t start, int padding) 
   if (span.first < 0) span.first = 0;
   if (span.last > axis.size) span.last = axis.size;
   return span;
+}
+
+// Where along a patch one pixel of the image stands: at first, first + gap[0], first + gap[0] + gap[1], first + 2 gap[0]
+// + gap[1] and so on, below stop.
+struct Positions {
+  int64_t first, stop, gap[2];
+};
+// Of a patch at `start`, for which patch_start was asked.
+ATS_HD inline Positions positions_of(const Axis& axis, int64_t start, int64_t pixel, int padding) {
+  const int64_t span = axis.scale * axis.patch, place = pixel - start;
+  const bool there = place >= 0 && place < span;
+  if (padding == ATS_PAD_CONSTANT || (start >= 0 && start + span <= axis.size))
+    return {there ? place : 0, there ? place + 1 : 0, {1, 1}};
+  if (padding == ATS_PAD_EDGE) {
+    // The first pixel stands at all that lies before it, the last at all behind it.
+    const int64_t first = pixel == 0 ? 0 : place, stop = pixel == axis.size - 1 ? span : place + 1;
+    return {first < 0 ? 0 : first, stop > span ? span : stop, {1, 1}};
+  }
+  // At place + k period, and mirrored at mirror + k period. start lies less than a period before the image, or in it.
+  const int64_t period = reflect_period(axis.size);
+  int64_t direct = place, mirror = -pixel - start;
+  if (direct >= period) direct -= period;
+  while (direct < 0) direct += period;
+  if (mirror >= period) mirror -= period;
+  while (mirror < 0) mirror += period;
+  if (direct == mirror) return {direct, span, {period, period}};
+  const int64_t first = direct < mirror ? direct : mirror, second = direct < mirror ? mirror : direct;
+  return {first, span, {second - first, period - (second - first)}};
 }
 
 }  // namespace ats

@@ -21,8 +21,8 @@ struct PatchesPlan {
   const double* std = nullptr;
 
   // Axes that were added have scale 1, whatever the others have.
-  Axis axis(int a, int s) const { return {image[a], patch[a], a < 3 - spatial ? 1 : scales[s]}; }
-  int64_t averaged(int s) const {
+  ATS_HD Axis axis(int a, int s) const { return {image[a], patch[a], a < 3 - spatial ? 1 : scales[s]}; }
+  ATS_HD int64_t averaged(int s) const {
     int64_t count = 1;
     for (int a = 0; a < 3; ++a) count *= axis(a, s).scale;
     return count;
@@ -30,7 +30,7 @@ struct PatchesPlan {
   // The channels of a pixel lie side by side, and the pixels of a row behind each other.
   bool image_interleaved() const { return image_channel == 1 && image_axis[2] == channels; }
   bool patch_interleaved() const { return patch_channel == 1 && patch_axis[2] == channels; }
-  int64_t start(int a, int64_t b, int64_t n, int s) const {
+  ATS_HD int64_t start(int a, int64_t b, int64_t n, int s) const {
     const int real = a - (3 - spatial);
     if (real < 0) return 0;
     return patch_start(axis(a, s), origins[b * origin_batch + n * origin_sample + real * origin_axis], padding);

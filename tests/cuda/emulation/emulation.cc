@@ -68,12 +68,19 @@ thread_local std::vector<char*> stacks;
 
 Fiber& self() { return *static_cast<Fiber*>(thread); }
 
+// A function of its own, which writes what it likes: else GCC takes what follows __builtin_setjmp for unreachable, or keeps
+// what other threads change in registers.
+__attribute__((noinline)) void jump(void** point) {
+  asm volatile("" ::: "memory");
+  __builtin_longjmp(point, 1);
+}
+
 // Registers are saved by the compiler around __builtin_setjmp, which costs nanoseconds; swapcontext asks the kernel.
 __attribute__((noinline)) void to_scheduler() {
   Fiber& fiber = self();
   if (__builtin_setjmp(fiber.point) == 0) {
     ATS_START_SWITCH(fiber.done ? nullptr : &fiber.fake_stack, running->scheduler_stack, running->scheduler_stack_size);
-    __builtin_longjmp(running->scheduler, 1);
+    jump(running->scheduler);
   }
   ATS_FINISH_SWITCH(self().fake_stack);
 }
@@ -91,7 +98,7 @@ __attribute__((noinline)) void resume(Fiber& fiber) {
   thread = &fiber;
   if (__builtin_setjmp(running->scheduler) == 0) {
     ATS_START_SWITCH(&running->scheduler_fake_stack, fiber.stack, kStack);
-    if (fiber.started) __builtin_longjmp(fiber.point, 1);
+    if (fiber.started) jump(fiber.point);
     fiber.started = true;
     setcontext(&fiber.first);
   }
