@@ -19,8 +19,7 @@ void extract_patches(const PatchesPlan& plan, const ats_tensor& image, const ats
   const int64_t in_size = item_size(image.dtype), out_size = item_size(patches.dtype);
   for (int s = 0; s < plan.n_scales; ++s) {
     const bool average = plan.averaged(s) > 1;
-    const int64_t most =
-        channels_a_launch(plan, average || image.dtype == ATS_FLOAT64 || patches.dtype == ATS_FLOAT64);
+    const int64_t most = channels_a_launch(plan, average || image.dtype == ATS_FLOAT64 || patches.dtype == ATS_FLOAT64);
     for (int64_t c = 0; c < plan.channels; c += most) {
       PatchesPart part{plan, s, image.dtype, patches.dtype, nullptr, nullptr};
       part.plan.channels = std::min(most, plan.channels - c);
@@ -31,8 +30,7 @@ void extract_patches(const PatchesPlan& plan, const ats_tensor& image, const ats
       if (plan.mean) part.plan.mean += c;
       if (plan.std) part.plan.std += c;
       part.image = static_cast<const char*>(image.data) + c * part.plan.image_channel * in_size;
-      part.patches =
-          static_cast<char*>(patches.data) + (s * plan.patch_scale + c * plan.patch_channel) * out_size;
+      part.patches = static_cast<char*>(patches.data) + (s * plan.patch_scale + c * plan.patch_channel) * out_size;
       if (average) average_patches(queue, part);
       else if (!cut_vectors(queue, part)) cut_elements(queue, part);
     }

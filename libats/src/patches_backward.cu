@@ -29,8 +29,8 @@ struct GatherPatches {
   PatchesPlan plan;  // of some channels
   const G* grad;
   D* image;
-  bool planar, dense;  // channels are the slowest axis; an image lies without gaps
-  Digit digit[3];      // the three fastest axes of the image
+  bool planar, dense;       // channels are the slowest axis; an image lies without gaps
+  Digit digit[3];           // the three fastest axes of the image
   Digit scales, stretches;  // of a patch, of an image
   int64_t patches, items, blocks;
   bool with_std;
@@ -202,8 +202,8 @@ struct GatherPatches {
     for (int64_t z = at[0].first; z < at[0].stop; z += at[0].gap[turn[0]++ & 1]) {
       turn[1] = 0;
       for (int64_t y = at[1].first; y < at[1].stop; y += at[1].gap[turn[1]++ & 1]) {
-        const G* row = from + patch_pixel(z, scale[0]) * plan.patch_axis[0] +
-                       patch_pixel(y, scale[1]) * plan.patch_axis[1];
+        const G* row =
+            from + patch_pixel(z, scale[0]) * plan.patch_axis[0] + patch_pixel(y, scale[1]) * plan.patch_axis[1];
         turn[2] = 0;
         for (int64_t x = at[2].first; x < at[2].stop; x += at[2].gap[turn[2]++ & 1]) {
           const Sum value = Sum(load(row[patch_pixel(x, scale[2]) * plan.patch_axis[2]]));

@@ -65,7 +65,7 @@ struct CutVectors {
     int64_t digits[4];
     const In* image;
     Out* patch;
-    int64_t shift;   // elements from an image row's begin to the patch's
+    int64_t shift;    // elements from an image row's begin to the patch's
     int left, right;  // columns [left, right) lie in the image
     int count;
   };
@@ -163,7 +163,8 @@ struct CutVectors {
       }
       if (exact) {
         for (int k = 0; k < kElements; ++k)
-          put(store<Out>(divide_exactly(element_of<In>(words, k) - mean[k % 3], std[k % 3], inverse[k % 3])), k, result);
+          put(store<Out>(divide_exactly(element_of<In>(words, k) - mean[k % 3], std[k % 3], inverse[k % 3])), k,
+              result);
       } else {
         for (int k = 0; k < kElements; ++k)
           put(store<Out>((element_of<In>(words, k) - mean[k % 3]) / std[k % 3]), k, result);
@@ -211,14 +212,13 @@ bool cut_vectors(const Queue& queue, const PatchesPart& part) {
   const int64_t size = item_size(part.out);
   // Whether all rows of the patches begin at a multiple of 16 bytes.
   bool aligned = reinterpret_cast<uintptr_t>(part.patches) % 16 == 0;
-  for (const int64_t stride : {plan.patch_batch, plan.patch_sample, plan.patch_axis[0], plan.patch_axis[1],
-                               together ? 0 : plan.patch_channel})
+  for (const int64_t stride :
+       {plan.patch_batch, plan.patch_sample, plan.patch_axis[0], plan.patch_axis[1], together ? 0 : plan.patch_channel})
     aligned = aligned && stride * size % 16 == 0;
   dispatch_patches(part.in, part.out, [&](auto in, auto out) {
     using In = typename decltype(in)::type;
     using Out = typename decltype(out)::type;
-    if constexpr (sizeof(In) <= 4 && sizeof(Out) <= 4)
-      CutVectors<In, Out>(part, int(strip), aligned).launch(queue);
+    if constexpr (sizeof(In) <= 4 && sizeof(Out) <= 4) CutVectors<In, Out>(part, int(strip), aligned).launch(queue);
   });
   return true;
 }

@@ -87,7 +87,8 @@ inline Memory random_memory(const LaidOut& layout, uint64_t seed) {
       // Exponents near 1, or, rarely, small ones down to subnormal; nothing whose sum leaves the range.
       const int mantissa = dtype == ATS_FLOAT16 ? 10 : dtype == ATS_BFLOAT16 ? 7 : dtype == ATS_FLOAT32 ? 23 : 52;
       const int bias = dtype == ATS_FLOAT16 ? 15 : dtype == ATS_FLOAT64 ? 1023 : 127;
-      const uint64_t exponent = random.one_in(40) ? uint64_t(random.pick(0, bias)) : uint64_t(bias + random.pick(-4, 3));
+      const uint64_t exponent =
+          random.one_in(40) ? uint64_t(random.pick(0, bias)) : uint64_t(bias + random.pick(-4, 3));
       bits = (bits & ((uint64_t(1) << mantissa) - 1)) | exponent << mantissa | (bits >> 63) << (size * 8 - 1);
     }
     std::memcpy(memory.values.data() + i * size, &bits, size_t(size));

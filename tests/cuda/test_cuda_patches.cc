@@ -19,8 +19,8 @@ void compare(const PatchesCase& c) {
   const OnDevice<int64_t> device_origins(c.origins);
   const ats_tensor gpu_image = on_gpu(c.image.at(device_image.data())),
                    gpu_patches = on_gpu(c.patches.at(device_patches.data())),
-                   gpu_origins = on_gpu(ats::view(device_origins.data(),
-                                                  {c.batch, c.samples, int64_t(c.options.spatial)}));
+                   gpu_origins =
+                       on_gpu(ats::view(device_origins.data(), {c.batch, c.samples, int64_t(c.options.spatial)}));
   CHECK_OK(ats_extract_patches(&gpu_image, &gpu_origins, &c.options, &gpu_patches, nullptr));
   const std::vector<unsigned char> got = device_patches.get();
   const bool same = got.empty() || std::memcmp(got.data(), expected.data(), got.size()) == 0;
