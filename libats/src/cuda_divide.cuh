@@ -38,7 +38,13 @@ struct Digit {
     value -= over * size;
     return over;
   }
-  // The same of a place that has moved a little, to below size + 2^20.
+  // The same below 2^31, of an axis of at most 2^30.
+  ATS_HD uint32_t carry(uint32_t& value) const {
+    const uint32_t over = by.divide(value);
+    value -= over * by.divisor;
+    return over;
+  }
+  // And of a place that has moved a little, to below size + 2^20.
   ATS_HD int64_t carry(int64_t& value) const {
     const int64_t over = narrow(size) ? int64_t(by.divide(uint32_t(value))) : int64_t(value >= size);
     value -= over * size;

@@ -7,8 +7,8 @@
 // is written once: zeros of 16 bytes a thread where no patch is.
 //
 // Bytes: d_image, and grad once from memory (a pixel's positions are looked for, grad is read where they are). 128 images
-// of 4096 x 4096 x 3 bfloat16 are 12.9 GB, 3.9 ms at 3.35 TB/s. Instructions: a stretch of 4096 elements that nothing
-// touches takes about 700 of a warp, 1.6 million such stretches 1.2 ms of an H100 (132 SMs, 4 a clock, 1.7 GHz); an
+// of 4096 x 4096 x 3 bfloat16 are 12.9 GB, 3.9 ms at 3.35 TB/s. Instructions: a stretch of 8192 elements that nothing
+// touches takes about 900 of a warp, 0.8 million such stretches 0.8 ms of an H100 (132 SMs, 4 a clock, 1.7 GHz); an
 // element that one patch touches about 200, the 308 million of 16 patches of 224 x 224 a further 2 ms.
 #include "cuda_divide.cuh"
 #include "cuda_launch.cuh"
@@ -23,7 +23,7 @@ struct GatherPatches {
   static constexpr int kThreads = 256;
   static constexpr int kEach = 4;  // elements a thread adds up at a time
   static constexpr int kGroup = kThreads * kEach;
-  static constexpr int kStretch = 4 * kGroup;
+  static constexpr int kMostStretch = 8 * kGroup;
   static constexpr int kMostStd = 256;
 
   PatchesPlan plan;  // of some channels
@@ -32,6 +32,7 @@ struct GatherPatches {
   bool planar, dense;       // channels are the slowest axis; an image lies without gaps
   Digit digit[3];           // the three fastest axes of the image
   Digit scales, stretches;  // of a patch, of an image
+  int stretch;              // elements a block
   int64_t patches, items, blocks;
   bool with_std;
   double std[kMostStd];
@@ -50,8 +51,12 @@ struct GatherPatches {
     for (int a = 0; a < 3; ++a) digit[a] = Digit(size[a + planar]);
     patches = plan.samples * plan.n_scales;
     scales = Digit(plan.n_scales);
-    stretches = Digit((items + kStretch - 1) / kStretch);
-    blocks = plan.batch * stretches.size;
+    // As long as there are blocks for every SM, the longer the less there is to find and to divide.
+    for (stretch = kMostStretch;; stretch /= 2) {
+      stretches = Digit((items + stretch - 1) / stretch);
+      blocks = plan.batch * stretches.size;
+      if (stretch == kGroup || blocks >= 1024) break;
+    }
     with_std = plan.std != nullptr;
     for (int64_t c = 0; with_std && c < plan.channels; ++c) std[c] = plan.std[c];
   }
@@ -79,6 +84,7 @@ struct GatherPatches {
     for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
       __syncthreads();
       if (threadIdx.x == 0) prepare(block, work);
+      if (threadIdx.x == kWarp) work.high = last_pixel(block);
       __syncthreads();
       int found = 0;
       bool touched = false;
@@ -100,20 +106,34 @@ struct GatherPatches {
     }
   }
 
+  // Where the stretch begins: in image b, and in that.
+  __device__ int64_t begin(int64_t block, int64_t& b) const {
+    b = stretches.split(block);
+    return block * stretch;
+  }
+  __device__ int count(int64_t first) const { return int(items - first < stretch ? items - first : stretch); }
   __device__ void prepare(int64_t block, Work& work) const {
-    work.first = block;
-    work.b = stretches.split(work.first);
-    work.first *= kStretch;
-    work.count = int(items - work.first < kStretch ? items - work.first : kStretch);
+    work.first = begin(block, work.b);
+    work.count = count(work.first);
     work.image = image + work.b * plan.image_batch;
-    int64_t rest = work.first;
+    split(work.first, work.digits);
+    work.low = pixel_at(work.digits);
+  }
+  __device__ Pixel last_pixel(int64_t block) const {
+    int64_t b, d[4];
+    const int64_t first = begin(block, b);
+    split(first + count(first) - 1, d);
+    return pixel_at(d);
+  }
+  __device__ void split(int64_t item, int64_t* d) const {
     for (int a = 0; a < 3; ++a) {
-      work.digits[a] = rest;
-      rest = digit[a].split(work.digits[a]);
+      d[a] = item;
+      item = digit[a].split(d[a]);
     }
-    work.digits[3] = rest;
-    work.low = pixel_of(work, 0);
-    work.high = pixel_of(work, work.count - 1);
+    d[3] = item;
+  }
+  __device__ Pixel pixel_at(const int64_t* d) const {
+    return planar ? Pixel{d[3], {d[2], d[1], d[0]}} : Pixel{d[0], {d[3], d[2], d[1]}};
   }
 
   // Element i of the stretch.
@@ -124,7 +144,7 @@ struct GatherPatches {
       d[a] = work.digits[a] + carry;
       carry = a < 3 ? digit[a].carry(d[a]) : 0;
     }
-    return planar ? Pixel{d[3], {d[2], d[1], d[0]}} : Pixel{d[0], {d[3], d[2], d[1]}};
+    return pixel_at(d);
   }
   __device__ int64_t place_of(const Work& work, int i) const {
     if (dense) return work.first + i;
@@ -173,7 +193,7 @@ struct GatherPatches {
       if (i >= work.count) continue;
       const Pixel pixel = pixel_of(work, i);
       Sum sum = sums[k];
-      for (int f = 0; f < found; ++f) sum = add_patch(work.b, work.list[f], pixel, sum);
+      for (int f = 0; f < found; ++f) sum = add_patch(work, work.list[f], pixel, sum);
       sums[k] = sum;
     }
   }
@@ -184,33 +204,40 @@ struct GatherPatches {
     return p <= int64_t(UINT32_MAX) ? int64_t(uint32_t(p) / uint32_t(scale)) : p / scale;
   }
 
-  __device__ Sum add_patch(int64_t b, const Found& patch, const Pixel& pixel, Sum sum) const {
-    Positions at[3];
-    int64_t scale[3];
-    for (int a = 0; a < 3; ++a) {
-      const Axis axis = plan.axis(a, patch.s);
-      scale[a] = axis.scale;
-      at[a] = positions_of(axis, patch.start[a], pixel.at[a], plan.padding);
-      if (at[a].first >= at[a].stop) return sum;
+  template <typename Body>
+  __device__ static void each_position(const Positions& at, const Body& body) {
+    int64_t gap = at.gap[0], next = at.gap[1];
+    for (int64_t p = at.first; p < at.stop;) {
+      body(p);
+      p += gap;
+      const int64_t last = gap;
+      gap = next, next = last;
     }
-    const int64_t averaged = scale[0] * scale[1] * scale[2];
+  }
+
+  __device__ Sum add_patch(const Work& work, const Found& patch, const Pixel& pixel, Sum sum) const {
+    const Axis depth = plan.axis(0, patch.s), height = plan.axis(1, patch.s), width = plan.axis(2, patch.s);
+    const Positions at_z = positions_of(depth, patch.start[0], pixel.at[0], plan.padding);
+    if (at_z.first >= at_z.stop) return sum;
+    const Positions at_y = positions_of(height, patch.start[1], pixel.at[1], plan.padding);
+    if (at_y.first >= at_y.stop) return sum;
+    const Positions at_x = positions_of(width, patch.start[2], pixel.at[2], plan.padding);
+    if (at_x.first >= at_x.stop) return sum;
+    const int64_t averaged = depth.scale * height.scale * width.scale;
     const bool divide = with_std || averaged > 1;
     const Sum divisor = divide ? Sum(with_std ? double(averaged) * std[pixel.c] : double(averaged)) : Sum(1);
-    const G* from = grad + b * plan.patch_batch + patch.n * plan.patch_sample + patch.s * plan.patch_scale +
+    const G* from = grad + work.b * plan.patch_batch + patch.n * plan.patch_sample + patch.s * plan.patch_scale +
                     pixel.c * plan.patch_channel;
-    int turn[3] = {0, 0, 0};
-    for (int64_t z = at[0].first; z < at[0].stop; z += at[0].gap[turn[0]++ & 1]) {
-      turn[1] = 0;
-      for (int64_t y = at[1].first; y < at[1].stop; y += at[1].gap[turn[1]++ & 1]) {
-        const G* row =
-            from + patch_pixel(z, scale[0]) * plan.patch_axis[0] + patch_pixel(y, scale[1]) * plan.patch_axis[1];
-        turn[2] = 0;
-        for (int64_t x = at[2].first; x < at[2].stop; x += at[2].gap[turn[2]++ & 1]) {
-          const Sum value = Sum(load(row[patch_pixel(x, scale[2]) * plan.patch_axis[2]]));
+    each_position(at_z, [&](int64_t z) {
+      const G* slice = from + patch_pixel(z, depth.scale) * plan.patch_axis[0];
+      each_position(at_y, [&](int64_t y) {
+        const G* row = slice + patch_pixel(y, height.scale) * plan.patch_axis[1];
+        each_position(at_x, [&](int64_t x) {
+          const Sum value = Sum(load(row[patch_pixel(x, width.scale) * plan.patch_axis[2]]));
           sum += divide ? value / divisor : value;
-        }
-      }
-    }
+        });
+      });
+    });
     return sum;
   }
 
@@ -238,6 +265,7 @@ void extract_patches_backward(const PatchesPlan& plan, const ats_tensor& grad, c
       using D = typename decltype(image_type)::type;
       using G = typename decltype(grad_type)::type;
       using Kernel = GatherPatches<G, D>;
+      static_assert(sizeof(Kernel) <= 4096, "more than a kernel's arguments");
       // As many channels a launch as its arguments have room for.
       const int64_t most = plan.std ? Kernel::kMostStd : plan.channels;
       for (int64_t c = 0; c < plan.channels; c += most) {

@@ -35,11 +35,14 @@ struct CutElements {
     pieces = Pieces(plan, items, kMost, kThreads);
     blocks = pieces.blocks(plan);
   }
-  void launch(const Queue& queue) const { queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads); }
+  void launch(const Queue& queue) const {
+    static_assert(sizeof(*this) <= kArgumentBytes, "more than a kernel's arguments");
+    queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads);
+  }
 
   struct Work {
     Place place;
-    int64_t digits[4];
+    uint32_t digits[4];
     const In* image;
     Out* patch;
     int count;
@@ -59,8 +62,7 @@ struct CutElements {
       if (threadIdx.x == 0) prepare(block, work);
       __syncthreads();
       for (int i = int(threadIdx.x); i < work.count; i += int(blockDim.x)) {
-        int64_t d[4];
-        int64_t carry = i;
+        uint32_t d[4], carry = uint32_t(i);
         for (int a = 0; a < 4; ++a) {
           d[a] = work.digits[a] + carry;
           carry = a < 3 ? digit[a].carry(d[a]) : 0;
@@ -82,10 +84,11 @@ struct CutElements {
     int64_t rest = work.place.first;
     work.count = int(items - rest < pieces.per_block ? items - rest : pieces.per_block);
     for (int a = 0; a < 3; ++a) {
-      work.digits[a] = rest;
-      rest = digit[a].split(work.digits[a]);
+      int64_t stays = rest;
+      rest = digit[a].split(stays);
+      work.digits[a] = uint32_t(stays);
     }
-    work.digits[3] = rest;
+    work.digits[3] = uint32_t(rest);
   }
 };
 

@@ -58,11 +58,14 @@ struct CutVectors {
     for (int c = 0; channels.active && c < channels.channels; ++c)
       exact = exact && divides_exactly(channels.mean[c], channels.std[c]);
   }
-  void launch(const Queue& queue) const { queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads); }
+  void launch(const Queue& queue) const {
+    static_assert(sizeof(*this) <= kArgumentBytes, "more than a kernel's arguments");
+    queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads);
+  }
 
   struct Work {
     Place place;
-    int64_t digits[4];
+    uint32_t digits[4];
     const In* image;
     Out* patch;
     int64_t shift;    // elements from an image row's begin to the patch's
@@ -102,15 +105,15 @@ struct CutVectors {
     int64_t rest = place.first;
     work.count = int(items - rest < pieces.per_block ? items - rest : pieces.per_block);
     for (int a = 0; a < 3; ++a) {
-      work.digits[a] = rest;
-      rest = digit[a].split(work.digits[a]);
+      int64_t stays = rest;
+      rest = digit[a].split(stays);
+      work.digits[a] = uint32_t(stays);
     }
-    work.digits[3] = rest;
+    work.digits[3] = uint32_t(rest);
   }
 
   __device__ void vector(const Work& work, const Means& means, int i) const {
-    int64_t d[4];
-    int64_t carry = i;
+    uint32_t d[4], carry = uint32_t(i);
     for (int a = 0; a < 4; ++a) {
       d[a] = work.digits[a] + carry;
       carry = a < 3 ? digit[a].carry(d[a]) : 0;

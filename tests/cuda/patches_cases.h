@@ -78,7 +78,7 @@ inline Memory random_memory(const LaidOut& layout, uint64_t seed) {
   Random random{seed};
   Memory memory;
   memory.bytes = layout.bytes();
-  memory.values.resize(memory.bytes);
+  memory.values.resize(std::max<size_t>(memory.bytes, 1));  // no NULL, which no pointer may leave
   const int dtype = layout.tensor.dtype;
   const int64_t size = size_of(dtype);
   for (int64_t i = 0; i < layout.elements; ++i) {
