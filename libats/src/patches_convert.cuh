@@ -48,6 +48,17 @@ __device__ inline float element_of(const uint32_t* words, int k) {
   }
 }
 
+// store of a number that is no NaN: without a branch.
+template <typename Out>
+__device__ inline Out store_number(float x) {
+  if constexpr (std::is_same_v<Out, bfloat16>) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
+    return {uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+  } else {
+    return store<Out>(x);
+  }
+}
+
 template <typename Out>
 __device__ inline void put(Out value, int k, uint32_t* words) {
   if constexpr (sizeof(Out) == 4) {

@@ -3,14 +3,16 @@
 //
 // Vector j of a row is the one that lies j * 16 bytes behind the aligned address at or before the row's begin, so that
 // the first and the last may be partly the row's only. Blocks number the vectors of a patch row after row; threads walk
-// through the numbers of their block, so that short rows keep them as busy as long ones. A vector that the image covers
+// through the numbers of their block, so that short rows keep them as busy as long ones. Of a long row a thread takes four, a
+// quarter of the row apart: where the row is is found once. A vector that the image covers
 // is read as aligned words, shifted into place; others (borders, ends of rows) go element by element.
 //
-// Instructions an element, counted for uint8 to bfloat16 with mean and std, 8 elements a vector: where the vector lies
-// 60, words 12, means of three channels 20, together 12 an element; unpacking 2, subtracting 1, dividing 5, rounding 7:
-// 27 in all. 308 million elements (128 x 16 patches of 224 x 224 x 3, 0.92 GB) take 0.29 ms of instructions on an H100
-// (28.7e12 a second), and 0.28 ms of memory (3.35 TB/s). Float32 (4 elements a vector, 20 an element of 8 bytes) is bound
-// by memory by far: 28 % of it in instructions.
+// Instructions, counted in the PTX of uint8 to bfloat16 with mean and std of three channels: 200 a vector of 8 elements
+// for where it lies, its words and its means, of which the assembler folds a quarter, and 14 an element (unpacking 2,
+// subtracting 2, dividing 5, rounding and packing 5): 33 an element in all. 308 million elements (128 x 16 patches of 224 x
+// 224 x 3, 0.92 GB) take 0.35 ms of instructions on an H100 (28.7e12 a second), and 0.28 ms of memory (3.35 TB/s): the
+// instructions bind. Float32 (4 elements a vector, 50 an element of 8 bytes) takes 1.7 ps of instructions and 2.4 ps of
+// memory an element: memory binds, but where many rows begin or end within a vector.
 #include "exact_divide.h"
 #include "patches_convert.cuh"
 #include "patches_cut.cuh"
@@ -21,7 +23,7 @@ namespace {
 template <typename In, typename Out>
 struct CutVectors {
   static constexpr int kThreads = 256;
-  static constexpr int kMost = 2048;  // vectors a block
+  static constexpr int kMost = 1024;  // items a block
   static constexpr int kElements = kVector<Out>;
   static constexpr int kWords = kElements * int(sizeof(In)) / 4;
   static constexpr bool kSame = std::is_same_v<In, Out>;
@@ -32,7 +34,8 @@ struct CutVectors {
   Out* patches;
   int strip, columns;  // channels that lie side by side; elements of a patch row
   int64_t row_bytes;   // of a row of the image
-  Digit digit[3];      // vectors of a row, rows, slices; what is left are channels
+  int vectors, step;   // of a row; an item has vectors i, i + step and so on
+  Digit digit[3];      // items of a row, rows, slices; what is left are channels
   Divider by_strip;
   bool exact;  // divide_exactly gives the quotients
   int64_t items, blocks;
@@ -50,9 +53,10 @@ struct CutVectors {
         by_strip(strip),
         exact(std::is_integral_v<In>),
         channels(part.plan) {
-    const int64_t vectors = (columns + kElements - 1) / kElements + !aligned;
-    digit[0] = Digit(vectors), digit[1] = Digit(plan.patch[1]), digit[2] = Digit(plan.patch[0]);
-    items = vectors * plan.patch[1] * plan.patch[0] * (plan.channels / strip);
+    vectors = (columns + kElements - 1) / kElements + !aligned;
+    step = vectors < kWarp ? vectors : (vectors + 3) / 4;
+    digit[0] = Digit(step), digit[1] = Digit(plan.patch[1]), digit[2] = Digit(plan.patch[0]);
+    items = step * plan.patch[1] * plan.patch[0] * (plan.channels / strip);
     pieces = Pieces(plan, items, kMost, kThreads);
     blocks = pieces.blocks(plan);
     for (int c = 0; channels.active && c < channels.channels; ++c)
@@ -90,7 +94,7 @@ struct CutVectors {
       __syncthreads();
       if (threadIdx.x == 0) prepare(block, work);
       __syncthreads();
-      for (int i = int(threadIdx.x); i < work.count; i += int(blockDim.x)) vector(work, means, i);
+      for (int i = int(threadIdx.x); i < work.count; i += int(blockDim.x)) item(work, means, i);
     }
   }
 
@@ -112,7 +116,8 @@ struct CutVectors {
     work.digits[3] = uint32_t(rest);
   }
 
-  __device__ void vector(const Work& work, const Means& means, int i) const {
+  // Vectors of one row.
+  __device__ void item(const Work& work, const Means& means, int i) const {
     uint32_t d[4], carry = uint32_t(i);
     for (int a = 0; a < 4; ++a) {
       d[a] = work.digits[a] + carry;
@@ -121,12 +126,17 @@ struct CutVectors {
     const int y = int(d[1]), z = int(d[2]), c = int(d[3]);  // c: 0 where channels lie side by side
     Out* to = work.patch + c * plan.patch_channel + z * plan.patch_axis[0] + y * plan.patch_axis[1];
     const int skew = int(reinterpret_cast<uintptr_t>(to) / sizeof(Out) % kElements);
-    const int column = int(d[0]) * kElements - skew;
     const int64_t row_z = work.place.pixel(plan, 0, z), row_y = work.place.pixel(plan, 1, y);
     const bool outside = row_z == kOutside || row_y == kOutside;
     const In* row = work.image;
     if (!outside) row += row_z * plan.image_axis[0] + row_y * plan.image_axis[1] + c * plan.image_channel;
-    if (!outside && column >= work.left && column + kElements <= work.right) {
+    for (int v = int(d[0]); v < vectors; v += step)
+      vector(work, means, outside ? nullptr : row, c, v * kElements - skew, to);
+  }
+
+  // From `column` of a row on; row is null where all of it is padding.
+  __device__ void vector(const Work& work, const Means& means, const In* row, int c, int column, Out* to) const {
+    if (row != nullptr && column >= work.left && column + kElements <= work.right) {
       const int64_t begin = (work.shift + column) * int64_t(sizeof(In));
       const In* from = row + work.shift + column;
       if (sizeof(In) == 4 || (begin >= bytes_before(from) && begin + bytes_after(from, kWords) <= row_bytes)) {
@@ -142,7 +152,7 @@ struct CutVectors {
       }
     }
     const int first = column < 0 ? 0 : column, stop = column + kElements < columns ? column + kElements : columns;
-    for (int k = first; k < stop; ++k) to[k] = element(work, means, outside ? nullptr : row, c, k);
+    for (int k = first; k < stop; ++k) to[k] = element(work, means, row, c, k);
   }
 
   __device__ void convert(const uint32_t* words, const Means& means, int c, int column, uint32_t* result) const {
