@@ -21,9 +21,7 @@ template <typename G, typename D>
 struct GatherPatches {
   using Sum = std::conditional_t<std::is_same_v<D, double>, double, float>;
   static constexpr int kThreads = 256;
-  static constexpr int kEach = 4;  // elements a thread adds up at a time
-  static constexpr int kGroup = kThreads * kEach;
-  static constexpr int kMostStretch = 8 * kGroup;
+  static constexpr int kMostStretch = 32 * kThreads;
   static constexpr int kMostStd = 256;
 
   PatchesPlan plan;  // of some channels
@@ -55,7 +53,7 @@ struct GatherPatches {
     for (stretch = kMostStretch;; stretch /= 2) {
       stretches = Digit((items + stretch - 1) / stretch);
       blocks = plan.batch * stretches.size;
-      if (stretch == kGroup || blocks >= 1024) break;
+      if (stretch == kThreads || blocks >= 1024) break;
     }
     with_std = plan.std != nullptr;
     for (int64_t c = 0; with_std && c < plan.channels; ++c) std[c] = plan.std[c];
@@ -88,19 +86,17 @@ struct GatherPatches {
       __syncthreads();
       int found = 0;
       bool touched = false;
-      for (int group = 0; group < work.count; group += kGroup) {
-        Sum sums[kEach] = {};
+      for (int group = 0; group < work.count; group += kThreads) {
+        const int i = group + int(threadIdx.x);
+        Sum sum = 0;
         for (int64_t round = 0; round < patches; round += kThreads) {
           // One list serves the whole stretch, unless there are more patches than it holds.
           if (group == 0 || patches > kThreads) found = find(work, round);
           touched |= found > 0;
-          if (found > 0) add(work, found, group, sums);
+          if (found > 0 && i < work.count) sum = add(work, found, i, sum);
         }
         if (!touched) break;
-        for (int k = 0; k < kEach; ++k) {
-          const int i = group + k * kThreads + int(threadIdx.x);
-          if (i < work.count) work.image[place_of(work, i)] = store<D>(sums[k]);
-        }
+        if (i < work.count) work.image[place_of(work, i)] = store<D>(sum);
       }
       if (!touched) clear(work);
     }
@@ -187,15 +183,11 @@ struct GatherPatches {
     return total;
   }
 
-  __device__ void add(const Work& work, int found, int group, Sum* sums) const {
-    for (int k = 0; k < kEach; ++k) {
-      const int i = group + k * kThreads + int(threadIdx.x);
-      if (i >= work.count) continue;
-      const Pixel pixel = pixel_of(work, i);
-      Sum sum = sums[k];
-      for (int f = 0; f < found; ++f) sum = add_patch(work, work.list[f], pixel, sum);
-      sums[k] = sum;
-    }
+  // What the patches of the list add to element i.
+  __device__ Sum add(const Work& work, int found, int i, Sum sum) const {
+    const Pixel pixel = pixel_of(work, i);
+    for (int f = 0; f < found; ++f) sum = add_patch(work, work.list[f], pixel, sum);
+    return sum;
   }
 
   // Patch pixel that covers position p of the image pixels under it.
