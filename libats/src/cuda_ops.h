@@ -41,13 +41,14 @@ struct Estimate {
   const ats_tensor* weights;
   int estimator;
 };
-int64_t expectation_workspace(const ats_tensor& attention);  // of forward and backward
+// Of forward and backward. A size that cannot be counted is an error of `where`.
+int64_t expectation_workspace(Where where, const ats_tensor& attention);
 void expectation(const Estimate& in, const ats_tensor& features, const ats_tensor& expected, void* workspace,
                  const ats_executor* executor);
 void expectation_backward(const Estimate& in, const ats_tensor& grad, const ats_tensor& features,
                           const ats_tensor& d_features, const ats_tensor& d_attention, void* workspace,
                           const ats_executor* executor);
-int64_t estimator_arrays_workspace(const ats_tensor& attention);
+int64_t estimator_arrays_workspace(Where where, const ats_tensor& attention);
 void estimator_arrays(const Estimate& in, const ats_tensor& c, const ats_tensor& m, void* workspace,
                       const ats_executor* executor);
 

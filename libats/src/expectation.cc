@@ -133,10 +133,10 @@ void check_features(const char* op, const char* name, const ats_tensor* t, const
   check_contiguous_from({op, name}, *t, from);
 }
 
-size_t workspace_bytes(const char* op, const ats_tensor* attention, int64_t (*on_a_gpu)(const ats_tensor&),
+size_t workspace_bytes(const char* op, const ats_tensor* attention, int64_t (*on_a_gpu)(Where, const ats_tensor&),
                        bool matrix) {
   const int64_t bytes = EstimatorRows::workspace_bytes(op, attention, matrix);  // with all checks
-  return size_t(on_gpu(op, {{"attention", attention}}) ? on_a_gpu(*attention) : bytes);
+  return size_t(on_gpu(op, {{"attention", attention}}) ? on_a_gpu({op, "attention"}, *attention) : bytes);
 }
 
 // Whether the inputs, and what goes with them, are on a GPU.

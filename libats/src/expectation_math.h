@@ -59,6 +59,33 @@ ATS_HD inline double mass_left(const EstimatorRow& row) {
   return left.get() < 1e-290 ? 0.0 : left.get();
 }
 
+// What is left of the mass for murthy to integrate over, or 0: then the formulas below do.
+ATS_HD inline double murthy_rest(int estimator, const EstimatorRow& row) {
+  return estimator == ATS_MURTHY && row.n > 1 ? mass_left(row) : 0.0;
+}
+
+// Cells drawn without replacement are different ones, so that their probabilities cannot pass 1 together. (The
+// softmax of a half dtype may leave a little more than 1.)
+constexpr double kMostProbability = 1.01;
+
+// Whether the attention of a row is what the estimator takes, found while it is read.
+struct RowCheck {
+  int estimator;
+  double sum = 0.0;
+  bool good = true;
+
+  ATS_HD void take(double a) {
+    const double most = estimator == ATS_NORMALIZED ? std::numeric_limits<double>::max() : kMostProbability;
+    good &= a >= 0.0 && a <= most;
+    sum += a;
+  }
+  ATS_HD bool get() const {
+    if (estimator == ATS_NORMALIZED) return good && sum > 0.0;
+    return good && (estimator == ATS_IID || sum <= kMostProbability);
+  }
+};
+ATS_HD inline bool good_threshold(double threshold) { return threshold > 0.0; }
+
 // ---- c ------------------------------------------------------------------------------------------------------------
 // murthy: of one draw, or of the whole mass.
 ATS_HD inline void coefficients(int estimator, const EstimatorRow& row, double* c) {
@@ -131,13 +158,14 @@ ATS_HD inline void attention_gradient(int estimator, const EstimatorRow& row, co
   }
 }
 
-// M itself, n x n: its columns are M e_j. murthy as above.
+// M itself, n x n: its columns are M e_j, of which those from `first` on are filled, `step` apart. `unit` and `column`
+// are room for n numbers each. murthy as above.
 template <typename T>
 ATS_HD inline void attention_matrix(int estimator, const EstimatorRow& row, const double* c, double* unit,
-                                    double* column, T* m) {
+                                    double* column, T* m, int64_t first = 0, int64_t step = 1) {
   const int64_t n = row.n;
   for (int64_t j = 0; j < n; ++j) unit[j] = 0.0;
-  for (int64_t j = 0; j < n; ++j) {
+  for (int64_t j = first; j < n; j += step) {
     unit[j] = 1.0;
     attention_gradient(estimator, row, c, unit, column);
     unit[j] = 0.0;

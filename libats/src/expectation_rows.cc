@@ -14,9 +14,6 @@ double value_at(const ats_tensor& t, int64_t i) {
   return t.dtype == ATS_FLOAT64 ? data_of<double>(t)[i * t.strides[0]] : double(data_of<float>(t)[i * t.strides[0]]);
 }
 
-// Cells drawn without replacement are different ones, so that their probabilities cannot pass 1 together. (The
-// softmax of a half dtype may leave a little more than 1.)
-constexpr double kMostProbability = 1.01;
 constexpr int64_t kAlignment = sizeof(Doubles);
 
 [[noreturn]] void refuse_row(const EstimatorInputs& in, const double* a, int64_t n, double sum, int64_t b) {
@@ -104,29 +101,20 @@ EstimatorRow EstimatorRows::row(int64_t b) const {
 
 template <typename T>
 void EstimatorRows::read_attention(const EstimatorInputs& in) {
-  const bool probabilities = in.estimator != ATS_NORMALIZED;
-  const double most = probabilities ? kMostProbability : std::numeric_limits<double>::max();
   for (int64_t b = 0; b < batch; ++b) {
     const T* from = data_of<const T>(*in.attention) + b * in.attention->strides[0];
     const int64_t stride = in.attention->strides[1];
     double* const to = a(b);
-    double sum = 0.0;
-    bool good = true;
-    for (int64_t i = 0; i < n; ++i) {
-      to[i] = double(from[i * stride]);
-      good &= to[i] >= 0.0 && to[i] <= most;
-      sum += to[i];
-    }
-    if (probabilities) good &= in.estimator == ATS_IID || sum <= kMostProbability;
-    else good &= sum > 0.0;
-    if (!good) refuse_row(in, to, n, sum, b);
+    RowCheck check{in.estimator};
+    for (int64_t i = 0; i < n; ++i) check.take(to[i] = double(from[i * stride]));
+    if (!check.get()) refuse_row(in, to, n, check.sum, b);
   }
 }
 
 void EstimatorRows::check_vectors(const EstimatorInputs& in) const {
   if (in.estimator == ATS_HORVITZ_THOMPSON)
     for (int64_t b = 0; b < batch; ++b)
-      if (!(value_at(*in.threshold, b) > 0.0))
+      if (!good_threshold(value_at(*in.threshold, b)))
         fail("%s: threshold must be positive, got %g in row %lld", in.op, value_at(*in.threshold, b),
              static_cast<long long>(b));
   if (in.weights == nullptr) return;

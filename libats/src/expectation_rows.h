@@ -34,8 +34,7 @@ class EstimatorRows {
   double* h(int64_t b) const { return a_ + (2 * batch + b) * n; }
   EstimatorRow row(int64_t b) const;
 
-  // What is left of the mass for murthy to integrate over, or 0: then the formulas of expectation_math.h do.
-  double rest(const EstimatorRow& row) const { return estimator_ == ATS_MURTHY && n > 1 ? mass_left(row) : 0.0; }
+  double rest(const EstimatorRow& row) const { return murthy_rest(estimator_, row); }
 
   // body(b, scratch) for every row.
   template <typename Body>

@@ -20,11 +20,11 @@ void topk(const ats_tensor&, const ats_sample_options&, const ats_tensor&, const
 void locate(const ats_tensor&, const ats_locate_options&, const ats_tensor&, const ats_executor*) {}
 void extract_patches(const PatchesPlan&, const ats_tensor&, const ats_tensor&, const ats_executor*) {}
 void extract_patches_backward(const PatchesPlan&, const ats_tensor&, const ats_tensor&, const ats_executor*) {}
-int64_t expectation_workspace(const ats_tensor&) { return 0; }
+int64_t expectation_workspace(Where, const ats_tensor&) { return 0; }
 void expectation(const Estimate&, const ats_tensor&, const ats_tensor&, void*, const ats_executor*) {}
 void expectation_backward(const Estimate&, const ats_tensor&, const ats_tensor&, const ats_tensor&, const ats_tensor&,
                           void*, const ats_executor*) {}
-int64_t estimator_arrays_workspace(const ats_tensor&) { return 0; }
+int64_t estimator_arrays_workspace(Where, const ats_tensor&) { return 0; }
 void estimator_arrays(const Estimate&, const ats_tensor&, const ats_tensor&, void*, const ats_executor*) {}
 
 }  // namespace ats::cuda
