@@ -3,11 +3,13 @@
 // rows need, a few operations a cell in the order of the cells, its first thread does them (in M, a column a thread).
 //
 // The memory of a warp is shared memory, if it is 48 KB or less (murthy: up to 236 samples), and else of the workspace.
-// Warps that share a multiprocessor hide each other's latency: for murthy and N = 64, 13 KB a warp, 17 of them do.
+// Warps that share a multiprocessor hide each other's latency: for murthy and N = 64 a warp has 13 KB and 127 registers
+// a thread, and 16 of them share one of an H100.
 //
-// murthy, B = 1024, N = 64: 3 + 8 steps of 8 nodes, some 60 operations a cell and node: 0.35e9 operations in double,
-// 20 us at the 17e12 a second of an H100 without fused multiply-adds, beside 0.8 MB read and written, 0.3 us. A step of
-// a row is 16 times u, some 300 cycles one after the other, then a product and a sum of 64 terms: 5000 cycles, 3 us.
+// murthy, B = 1024, N = 64, backward: some 7 steps of 8 nodes (17 more where a sample holds nearly all mass), 60
+// operations in double a cell and node: 0.2e9, 13 us at the 17e12 a second of an H100 without fused multiply-adds, beside
+// 1.5 MB read and written, 0.5 us. What it waits for is latency: a step of a row is 16 times u one after the other, and
+// products and sums of 64 terms, about 8000 cycles, 30 us in all; for N = 10 it is about 10 us.
 #include "estimators.cuh"
 
 #include "murthy_warp.cuh"

@@ -32,9 +32,11 @@ template <int kPer, typename F>
 __device__ inline Pack<F, kPer> load_pack(const F* from) {
   return *reinterpret_cast<const Pack<F, kPer>*>(from);
 }
+// nvcc takes a structure apart into single stores; an intrinsic it leaves whole. Nobody here reads it again.
 template <int kPer, typename F>
 __device__ inline void store_pack(F* to, const Pack<F, kPer>& pack) {
-  *reinterpret_cast<Pack<F, kPer>*>(to) = pack;
+  if constexpr (kPer == 1) *to = pack.x[0];
+  else __stcs(reinterpret_cast<uint4*>(to), bit_cast<uint4>(pack));
 }
 
 // expected = sum_i c_i f_i: a thread a pack of a row.
@@ -141,11 +143,12 @@ struct Scaled {
       Scalar<F> x[kPer];
       for (int j = 0; j < kPer; ++j) x[j] = load(pack.x[j]);
       F* const to = d_features + b * d_row + k;
-      for (int64_t i = first; i < n && i < first + kSamples; ++i) {
-        const auto weight = Scalar<F>(c[b * n + i]);
+      Scalar<F> weights[kSamples];  // read before anything is written, all at once
+      for (int s = 0; s < kSamples; ++s) weights[s] = Scalar<F>(c[b * n + (first + s < n ? first + s : first)]);
+      for (int s = 0; s < kSamples; ++s) {
         Pack<F, kPer> out;
-        for (int j = 0; j < kPer; ++j) out.x[j] = store<F>(weight * x[j]);
-        store_pack(to + i * d_sample, out);
+        for (int j = 0; j < kPer; ++j) out.x[j] = store<F>(weights[s] * x[j]);
+        if (first + s < n) store_pack(to + (first + s) * d_sample, out);
       }
     }
   }

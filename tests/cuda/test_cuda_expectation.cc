@@ -72,6 +72,7 @@ class Both {
       empty |= t.shape[axis] == 0;
       if (t.strides[axis] > 0) last += (t.shape[axis] - 1) * t.strides[axis];
     }
+    memory.reserve(1);  // even where it is empty it is somewhere
     memory.assign(empty ? 0 : size_t(last + 1) * item_size(dtype), 0xcd);
     device_memory = std::make_unique<OnDevice<unsigned char>>(memory.size());
     offset_ = offset;

@@ -173,6 +173,10 @@ T __ldg(const T* address) {
   return *address;
 }
 template <typename T>
+void __stcs(T* address, T value) {
+  *address = value;
+}
+template <typename T>
 T atomicAdd(T* address, std::common_type_t<T> value) {
   const T old = *address;
   *address = old + value;
