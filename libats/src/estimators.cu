@@ -1,15 +1,15 @@
 // c, M h and M of rows of attention. A block is one warp, and takes a row at a time: it reads the attention into memory
-// of its own, and checks it; then the warp walks over murthy's nodes (murthy_warp.cuh), or for what other estimators and
-// rows need, a few operations a cell in the order of the cells, its first thread does them (in M, a column a thread).
+// of its own, and checks it; then the warp walks over murthy's nodes (murthy_warp.cuh). What other estimators and rows
+// need is a few operations a cell, in the order of the cells: the first thread does them (in M, a thread a column).
 //
 // The memory of a warp is shared memory, if it is 48 KB or less (murthy: up to 236 samples), and else of the workspace.
 // Warps that share a multiprocessor hide each other's latency: for murthy and N = 64 a warp has 13 KB and 127 registers
 // a thread, and 16 of them share one of an H100.
 //
 // murthy, B = 1024, N = 64, backward: some 7 steps of 8 nodes (17 more where a sample holds nearly all mass), 60
-// operations in double a cell and node: 0.2e9, 13 us at the 17e12 a second of an H100 without fused multiply-adds, beside
-// 1.5 MB read and written, 0.5 us. What it waits for is latency: a step of a row is 16 times u one after the other, and
-// products and sums of 64 terms, about 8000 cycles, 30 us in all; for N = 10 it is about 10 us.
+// operations in double a cell and node: 0.2e9, 13 us at the 17e12 a second of an H100 without fused multiply-adds,
+// beside 1.5 MB read and written, 0.5 us. What it waits for is latency: a step of a row is 16 times u, one after
+// the other, and products and sums of 64 terms, about 8000 cycles, 30 us in all; for N = 10 it is about 10 us.
 #include "estimators.cuh"
 
 #include "murthy_warp.cuh"
