@@ -83,8 +83,8 @@ ATS_HD ATS_INLINE MurthyGrid murthy_grid(const Nodes& nodes, const double* a, co
   }
 }
 
-// visit.take(weight, 1 / t, u) at every eight nodes, where `u` may be overwritten; returns the sum of the weights. 1 / t
-// times u is psi.
+// visit.take(weight, 1 / t, u) at every eight nodes, where `u` may be overwritten; returns the sum of the weights.
+// 1 / t times u is psi.
 template <typename Nodes, typename Visit>
 ATS_HD ATS_INLINE double murthy_walk(const Nodes& nodes, const double* a, const MurthySize& size, double rest,
                                      typename Nodes::Values u, Visit& visit) {
