@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cuda_ops.h"
+#include "sample_gradient.h"
 #include "sample_rows.h"
 
 namespace ats {
@@ -53,11 +54,7 @@ void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_ten
   const auto input = [&](int64_t r) { return data_of<const T>(attention) + r * attention.strides[0]; };
   const auto output = [&](int64_t r) { return data_of<T>(d_attention) + r * d_attention.strides[0]; };
 
-  // d p_i / d w_k = ([k = q_i] - p_i) / W; for logits, d p_i / d x_k = p_i [k = q_i] - p_i p_k.
-  const auto everywhere = [&](int64_t r, double sum, int64_t cell) {
-    if (sum == 0.0) return 0.0;  // also when 1 / W is out of range
-    return -sum * (logits ? portable_exp(double(load(input(r)[cell])) - log_mass(r)) : std::exp(-log_mass(r)));
-  };
+  const auto gradient = [&](int64_t r, double sum) { return RowGradient(sum, log_mass(r), logits); };
   const int64_t chunks = chunk_count(cells);
   parallel_for(executor, rows * chunks, grain_for(std::min(cells, kChunkCells)), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -68,7 +65,7 @@ void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_ten
       if (logits && sum != 0.0) {
         on_this_cpu<SoftmaxGradient<T>>(input(r), first, last, -sum, log_mass(r), out);
       } else {
-        std::fill(out + first, out + last, store_clamped<T>(everywhere(r, sum, 0)));
+        std::fill(out + first, out + last, store_clamped<T>(gradient(r, sum).everywhere(0.0)));
       }
     }
   });
@@ -76,18 +73,16 @@ void backward(const ats_tensor& grad, const ats_tensor& attention, const ats_ten
   std::vector<int64_t> orders(static_cast<size_t>(rows * n));
   parallel_for(executor, rows, grain_for(16 * n), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const double sum = weighted_sum(r), scale = logits ? 0.0 : std::exp(-log_mass(r));
+      const RowGradient row = gradient(r, weighted_sum(r));
       const auto cell = [&](int64_t i) { return at<int64_t>(indices, r, i); };
       int64_t* order = orders.data() + r * n;
       std::iota(order, order + n, int64_t{0});
       std::sort(order, order + n, [&](int64_t i, int64_t j) { return cell(i) != cell(j) ? cell(i) < cell(j) : i < j; });
       for (int64_t i = 0; i < n;) {
         const int64_t k = cell(order[i]);
-        double total = everywhere(r, sum, k);
-        for (; i < n && cell(order[i]) == k; ++i) {
-          const double g = double(at<P>(grad, r, order[i]));
-          if (g != 0.0) total += g * (logits ? double(at<P>(probabilities, r, order[i])) : scale);
-        }
+        double total = row.everywhere(double(load(input(r)[k])));
+        for (; i < n && cell(order[i]) == k; ++i)
+          row.add_draw(double(at<P>(grad, r, order[i])), double(at<P>(probabilities, r, order[i])), total);
         output(r)[k] = store_clamped<T>(total);
       }
     }

@@ -93,13 +93,10 @@ struct VectorNode {
   }
 };
 
-struct VectorDraw {
-  using Node = VectorNode;
+struct VectorDraw : ThreadDraw<VectorNode, kLanes, 4> {
   using Real = Doubles;
   using Word = Words;
   using Step = DrawStep<VectorDraw>;
-  static constexpr int kBlock = kLanes;
-  static constexpr int kTogether = 4;
   ATS_INLINE static Words counters(uint64_t first) { return Words{0, 1, 2, 3, 4, 5, 6, 7} + first; }
   // Loops of their own, below, so that they are compiled once for all dtypes.
   static void fill(Step& step, uint64_t seed, uint64_t row, uint64_t first);

@@ -13,18 +13,20 @@ constexpr double kSmallMass = 0x1p-500;  // below it, the reference is moved
 // One draw of several rows of one shape: what does not depend on their dtype.
 //
 // A draw is one long chain of dependent steps, so the rows take each step together, for the CPU to overlap them.
+// `Draw` says who draws: a thread (ScalarDraw, VectorDraw), or a warp whose threads all run this code (WarpDraw).
 template <typename Draw>
 struct DrawStep {
   using Node = typename Draw::Node;
+  using Numbers = typename Draw::Numbers;  // one for each of kBlock draws
 
   const TreeShape& shape;
   int rows;
-  double* tree[Draw::kTogether];
-  double uniform[Draw::kTogether][Draw::kBlock], wait[Draw::kTogether][Draw::kBlock];  // wait: exponential with rate 1
+  typename Draw::Tree tree[Draw::kTogether];
+  Numbers uniform[Draw::kTogether], wait[Draw::kTogether];  // wait: exponential with rate 1
   double target[Draw::kTogether];  // in: of the mass of the row; out of descend: of the mass of the group
   int64_t group[Draw::kTogether];
   double mass[Draw::kTogether];  // in: what is left of the group; out of update: of the row
-  Node path[kMaxLevels][Draw::kTogether];
+  typename Draw::Path path;      // path[level][r]: the node that the draw went through
 
   ATS_HD DrawStep(const TreeShape& shape_, int rows_) : shape(shape_), rows(rows_) {}
 
@@ -37,8 +39,8 @@ struct DrawStep {
       philox<Word>(seed, Draw::counters(first), first_row + uint64_t(r), random);
       const Real uniforms = uniform_below_one<Real>(random[0], random[1]);
       const Real waits = -portable_log<Real, Word>(uniform_above_zero<Real>(random[2], random[3]));
-      memcpy(uniform[r], &uniforms, sizeof(uniforms));
-      memcpy(wait[r], &waits, sizeof(waits));
+      uniform[r] = bit_cast<Numbers>(uniforms);
+      wait[r] = bit_cast<Numbers>(waits);
     }
   }
 
@@ -47,7 +49,7 @@ struct DrawStep {
     for (int r = 0; r < rows; ++r) group[r] = 0;
     for (int level = shape.levels - 2; level >= 0; --level) {
       for (int r = 0; r < rows; ++r) {
-        path[level][r] = Node::load(tree[r] + shape.offset[level] + group[r] * kFan);
+        path[level][r] = Node::load(level_of(tree[r], shape, level) + group[r] * kFan);
         group[r] = group[r] * kFan + path[level][r].descend(target[r]);
       }
     }
@@ -55,26 +57,47 @@ struct DrawStep {
 
   // Sums the paths from those groups to the root again.
   ATS_HD ATS_INLINE void update() {
-    for (int r = 0; r < rows; ++r) tree[r][group[r]] = mass[r];
+    for (int r = 0; r < rows; ++r) Draw::store(level_of(tree[r], shape, 0)[group[r]], mass[r]);
     for (int level = 0; level + 1 < shape.levels; ++level) {
       for (int r = 0; r < rows; ++r) {
         path[level][r].set(int(group[r] % kFan), mass[r]);
         mass[r] = path[level][r].sum();
         group[r] /= kFan;
-        tree[r][shape.offset[level + 1] + group[r]] = mass[r];
+        Draw::store(level_of(tree[r], shape, level + 1)[group[r]], mass[r]);
       }
     }
   }
 };
 
-// What a thread of a GPU draws with. VectorDraw (sample_lanes.h) does the same in vectors.
-struct ScalarDraw {
-  using Node = ats::Node;
+// One thread draws `Rows` rows together, with the random numbers of `Block` draws made at once.
+template <typename AnyNode, int Block, int Rows>
+struct ThreadDraw {
+  using Node = AnyNode;
+  using Tree = double*;
+  using Path = Node[kMaxLevels][Rows];
+  struct Numbers {
+    double value[Block];
+    ATS_HD ATS_INLINE double operator[](int i) const { return value[i]; }
+  };
+  static constexpr int kBlock = Block;
+  static constexpr int kTogether = Rows;
+  template <typename Value>
+  ATS_HD ATS_INLINE static void store(Value& place, Value value) {
+    place = value;
+  }
+  // What was stored is there for all that draw.
+  ATS_HD ATS_INLINE static void end_of_draw() {}
+  template <typename State>
+  ATS_HD ATS_INLINE static void rescale(State& state) {
+    state.rescale();
+  }
+};
+
+// The plain way. VectorDraw (sample_lanes.h) does the same in vectors, WarpDraw (sample_warp.cuh) with 32 threads.
+struct ScalarDraw : ThreadDraw<ats::Node, 1, 1> {
   using Real = double;
   using Word = uint64_t;
   using Step = DrawStep<ScalarDraw>;
-  static constexpr int kBlock = 1;     // draws whose random numbers are made at once
-  static constexpr int kTogether = 1;  // rows drawn together
   ATS_HD static Word counters(uint64_t first) { return first; }
   ATS_HD static void fill(Step& step, uint64_t seed, uint64_t row, uint64_t first) { step.fill(seed, row, first); }
   ATS_HD static void descend(Step& step) { step.descend(); }
@@ -88,7 +111,7 @@ struct RowState {
 
   Row<T, Logits> row;
   const TreeShape* shape;
-  double* tree;
+  typename Draw::Tree tree;
   uint32_t* taken;
   double mass = 0.0;          // what is left, in units of the present scale
   double initial_mass = 0.0;  // all of it, in units of the first scale
@@ -106,16 +129,9 @@ struct RowState {
     }
   };
 
-  // Moves the scale to the largest cell left and builds the tree again. Leaves mass = 0 when no cell is left.
-  ATS_HD ATS_NOINLINE void rescale() {
-    double largest = Logits ? -std::numeric_limits<double>::infinity() : 0.0;
-    for (int64_t cell = 0; cell < row.cells; ++cell) {
-      if (taken[cell / kFan] >> (cell % kFan) & 1u) continue;
-      const double x = double(load(row.data[cell]));
-      largest = x > largest ? x : largest;
-    }
-    mass = 0.0;
-    if (Logits ? largest == -std::numeric_limits<double>::infinity() : largest == 0.0) return;
+  // Moves the scale to the largest cell left; false when that is none.
+  ATS_HD bool move_scale(double largest) {
+    if (Logits ? largest == -std::numeric_limits<double>::infinity() : largest == 0.0) return false;
     if (Logits) {
       row.scale.reference = largest;
     } else {
@@ -125,6 +141,19 @@ struct RowState {
       row.scale.exponent = exponent > 1000 ? 1000 : exponent < -1000 ? -1000 : exponent;
       row.scale.factor = power_of_two(uint64_t(-int64_t(row.scale.exponent)));
     }
+    return true;
+  }
+
+  // Moves the scale to the largest cell left and builds the tree again. Leaves mass = 0 when no cell is left.
+  ATS_HD ATS_NOINLINE void rescale() {
+    double largest = Logits ? -std::numeric_limits<double>::infinity() : 0.0;
+    for (int64_t cell = 0; cell < row.cells; ++cell) {
+      if (taken[cell / kFan] >> (cell % kFan) & 1u) continue;
+      const double x = double(load(row.data[cell]));
+      largest = x > largest ? x : largest;
+    }
+    mass = 0.0;
+    if (!move_scale(largest)) return;
     for (int64_t chunk = 0; chunk < chunk_count(row.cells); ++chunk)
       build_chunk<ats::Node>(*shape, tree, chunk, Groups{*this});
     mass = build_top<ats::Node>(*shape, tree);
@@ -132,8 +161,8 @@ struct RowState {
 
   // After the first building: the mass of the row, moved to a usable scale. 0: no cell has mass.
   ATS_HD void begin() {
-    mass = tree[shape->offset[shape->levels - 1]];
-    if (!usable_mass()) rescale();
+    mass = *level_of(tree, *shape, shape->levels - 1);
+    if (!usable_mass()) Draw::rescale(*this);
     initial_mass = mass;
     initial_scale = row.scale;
     relative = 1.0;
@@ -147,7 +176,7 @@ struct RowState {
   // Before every draw: false when nothing is left.
   ATS_HD ATS_INLINE bool refill() {
     if (usable_mass()) return true;
-    rescale();
+    Draw::rescale(*this);
     const double change =
         Logits ? row.scale.reference - initial_scale.reference : double(row.scale.exponent - initial_scale.exponent);
     relative = Logits ? portable_exp(change) : ldexp(1.0, int(change));
@@ -182,6 +211,7 @@ ATS_HD ATS_INLINE void draw_rows(RowState<T, Logits, Draw>* state, int rows, uin
     for (int r = 0; r < rows; ++r) {
       // A row with nothing left goes on at its first cell until the others are done.
       if (drawn[r] == n && !state[r].refill()) drawn[r] = i;
+      if (Draw::kTogether == 1 && drawn[r] < n) return;
       time[r] += step.wait[r][in_block] / state[r].probability(state[r].mass);
       step.target[r] = step.uniform[r][in_block] * state[r].mass;
     }
@@ -192,15 +222,16 @@ ATS_HD ATS_INLINE void draw_rows(RowState<T, Logits, Draw>* state, int rows, uin
       uint32_t& taken = state[r].taken[group];
       Node cells = Node::read(state[r].row, group, taken);
       const int e = cells.descend(step.target[r]);
-      indices[r * n + i] = group * kFan + e;
-      probabilities[r * n + i] = P(state[r].probability(cells[e]));
+      Draw::store(indices[r * n + i], group * kFan + e);
+      Draw::store(probabilities[r * n + i], P(state[r].probability(cells[e])));
       if (replace) continue;
-      taken |= uint32_t(1) << e;
+      Draw::store(taken, taken | uint32_t(1) << e);
       cells.set(e, 0.0);
       step.mass[r] = cells.sum();
     }
     if (replace) continue;
     Draw::update(step);
+    Draw::end_of_draw();
     for (int r = 0; r < rows; ++r) state[r].mass = step.mass[r];
   }
   for (int r = 0; r < rows; ++r)

@@ -50,6 +50,11 @@ ATS_HD inline TreeShape tree_shape(int64_t cells) {
   }
 }
 
+// Where a level of a tree begins.
+ATS_HD ATS_INLINE double* level_of(double* tree, const TreeShape& shape, int level) {
+  return tree + shape.offset[level];
+}
+
 // ---- reading cells ------------------------------------------------------------------------------------------------
 struct RowScale {
   double reference = 0.0;  // logits: what is subtracted, an element of the row

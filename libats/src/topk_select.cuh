@@ -1,0 +1,205 @@
+// The n largest cells of a row by a block, ties to the lower cell: a bound that keeps most cells out of the way, the key
+// of the last cell that is taken by counting digits from the highest on, and a sort of what was taken.
+#pragma once
+
+#include "ordered_key.h"
+#include "sample_block.cuh"
+
+namespace ats::cuda {
+
+constexpr int kSelectThreads = 512;
+
+struct Candidate {
+  uint64_t key;
+  int64_t cell;
+  __device__ bool before(const Candidate& other) const {
+    return key > other.key || (key == other.key && cell < other.cell);
+  }
+};
+
+struct SelectMemory {
+  static constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
+  static constexpr int kCandidates = 1024;  // more than these are sorted in the workspace
+
+  unsigned bins[kBins];
+  unsigned long long totals[kBins];
+  uint64_t maxima[kSelectThreads];
+  uint64_t bound;
+  unsigned long long found;
+  int digit;
+  Candidate candidates[kCandidates];
+};
+
+template <typename T>
+struct Selection {
+  const T* data;
+  int64_t cells;
+  SelectMemory& memory;
+
+  __device__ uint64_t key(int64_t cell) const { return ordered_key(load(data[cell])); }
+  // Larger for lower cells.
+  __device__ uint64_t place(int64_t cell) const { return uint64_t(cells - 1 - cell); }
+
+  // A key that the n largest cells have at least: n of the threads have seen one. 0, less than any, when n is more
+  // than there are threads.
+  __device__ uint64_t lower_bound(int64_t n) const {
+    const int me = int(threadIdx.x), threads = int(blockDim.x);
+    constexpr int kAhead = 8;
+    uint64_t largest = 0;
+    for (int64_t first = me; first < cells; first += kAhead * threads) {
+      uint64_t seen[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t cell = first + int64_t(j) * threads;
+        seen[j] = cell < cells ? key(cell) : 0;
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) largest = seen[j] > largest ? seen[j] : largest;
+    }
+    __syncthreads();
+    memory.maxima[me] = largest;
+    if (me == 0) memory.bound = 0;
+    __syncthreads();
+    int rank = 0;
+    for (int t = 0; t < threads; ++t) {
+      const uint64_t other = memory.maxima[t];
+      rank += other > largest || (other == largest && t < me);
+    }
+    if (rank == n - 1) memory.bound = largest;
+    __syncthreads();
+    return memory.bound;
+  }
+
+  // The lowest value whose cells are taken, with all above it, when the `want` cells of largest value are, counted
+  // among those that value_of(cell, value) is true for. `want` becomes how many with just that value are taken, 0 for
+  // all.
+  template <typename ValueOf>
+  __device__ uint64_t last_value(int64_t& want, int bits, const ValueOf& value_of) const {
+    uint64_t prefix = 0;
+    for (int shift = bits; shift > 0;) {
+      const int width = shift < SelectMemory::kDigitBits ? shift : SelectMemory::kDigitBits;
+      shift -= width;
+      count_digits(shift, width, prefix, value_of);
+      if (threadIdx.x < unsigned(kWarp)) find_digit(want);
+      __syncthreads();
+      const uint64_t digit = uint64_t(memory.digit);
+      want = int64_t(memory.found);
+      prefix |= digit << shift;
+      if (want == int64_t(memory.totals[digit])) {
+        want = 0;
+        return prefix;
+      }
+      __syncthreads();
+    }
+    return prefix;
+  }
+
+  // memory.totals: how many cells have which digit, of those that agree with `prefix` above it.
+  template <typename ValueOf>
+  __device__ void count_digits(int shift, int width, uint64_t prefix, const ValueOf& value_of) const {
+    constexpr int64_t kSweep = int64_t(1) << 31;  // a bin holds no more than 32 bits
+    for (int bin = int(threadIdx.x); bin < SelectMemory::kBins; bin += int(blockDim.x))
+      memory.totals[bin] = memory.bins[bin] = 0;
+    for (int64_t begin = 0; begin < cells; begin += kSweep) {
+      const int64_t end = cells - begin < kSweep ? cells : begin + kSweep;
+      __syncthreads();
+#pragma unroll 4
+      for (int64_t cell = begin + threadIdx.x; cell < end; cell += blockDim.x) {
+        uint64_t value = 0;
+        if (!value_of(cell, value)) continue;
+        const uint64_t differs = value ^ prefix;
+        if (shift + width < 64 && differs >> (shift + width) != 0) continue;
+        atomicAdd(memory.bins + (value >> shift & ((1u << width) - 1)), 1u);
+      }
+      __syncthreads();
+      for (int bin = int(threadIdx.x); bin < SelectMemory::kBins; bin += int(blockDim.x)) {
+        memory.totals[bin] += memory.bins[bin];
+        memory.bins[bin] = 0;
+      }
+    }
+    __syncthreads();
+  }
+
+  // By a warp: the digit of the want-th largest, and how many of its bin are wanted.
+  __device__ void find_digit(int64_t want) const {
+    const int lane = lane_of_warp();
+    int64_t above = 0;
+    for (int first = SelectMemory::kBins - 1; first >= 0; first -= kWarp) {
+      const int bin = first - lane;
+      int64_t upto = int64_t(memory.totals[bin]);
+      for (int delta = 1; delta < kWarp; delta *= 2) {
+        const int64_t other = __shfl_up_sync(kWholeWarp, upto, unsigned(delta));
+        if (lane >= delta) upto += other;
+      }
+      const unsigned reached = __ballot_sync(kWholeWarp, above + upto >= want);
+      if (reached) {
+        if (lane == __ffs(int(reached)) - 1) {
+          memory.digit = bin;
+          memory.found = static_cast<unsigned long long>(want - (above + upto - int64_t(memory.totals[bin])));
+        }
+        return;
+      }
+      above += __shfl_sync(kWholeWarp, upto, kWarp - 1);
+    }
+    if (lane == 0) memory.digit = 0, memory.found = 0;  // fewer cells than wanted
+  }
+
+  // The n largest in order.
+  __device__ void select(int64_t n, Candidate* candidates) const {
+    using Key = decltype(ordered_key(load(T())));
+    const uint64_t bound = lower_bound(n);
+    int64_t want = n;
+    const uint64_t last = last_value(want, 8 * int(sizeof(Key)), [&](int64_t cell, uint64_t& value) {
+      value = key(cell);
+      return value >= bound;
+    });
+    __syncthreads();
+    uint64_t last_place = 0;
+    if (want > 0) {  // not all of the cells that have the last key
+      int bits = 1;
+      while (bits < 63 && uint64_t(cells - 1) >> bits != 0) ++bits;
+      last_place = last_value(want, bits, [&](int64_t cell, uint64_t& value) {
+        value = place(cell);
+        return key(cell) == last;
+      });
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) memory.found = 0;
+    __syncthreads();
+    for (int64_t first = 0; first < cells; first += blockDim.x) {
+      const int64_t cell = first + threadIdx.x;
+      const uint64_t k = cell < cells ? key(cell) : 0;
+      const bool take = cell < cells && (k > last || (k == last && place(cell) >= last_place));
+      const unsigned takers = __ballot_sync(kWholeWarp, take);
+      if (takers == 0) continue;
+      unsigned long long slot = 0;
+      const int lane = lane_of_warp();
+      if (lane == 0) slot = atomicAdd(&memory.found, static_cast<unsigned long long>(__popc(takers)));
+      slot = __shfl_sync(kWholeWarp, slot, 0) + unsigned(__popc(takers & ((1u << lane) - 1)));
+      if (take && slot < static_cast<unsigned long long>(n)) candidates[slot] = {k, cell};
+    }
+    sort(n, candidates);
+  }
+
+  // A bitonic sort in which all that is past the end would stay there.
+  __device__ static void sort(int64_t n, Candidate* candidates) {
+    __syncthreads();
+    for (int64_t size = 2; size / 2 < n; size *= 2) {
+      exchange(n, candidates, size - 1, size / 2);
+      for (int64_t step = size / 4; step > 0; step /= 2) exchange(n, candidates, step, step);
+    }
+  }
+
+  // Every i without bit `bit` with i ^ bits.
+  __device__ static void exchange(int64_t n, Candidate* candidates, int64_t bits, int64_t bit) {
+    for (int64_t pair = threadIdx.x; 2 * pair - pair % bit < n; pair += blockDim.x) {
+      const int64_t i = 2 * pair - pair % bit, j = i ^ bits;
+      if (j >= n) continue;
+      const Candidate a = candidates[i], b = candidates[j];
+      if (b.before(a)) candidates[i] = b, candidates[j] = a;
+    }
+    __syncthreads();
+  }
+};
+
+}  // namespace ats::cuda
