@@ -149,10 +149,11 @@ struct Selection {
     using Key = decltype(ordered_key(load(T())));
     const uint64_t bound = lower_bound(n);
     int64_t want = n;
-    const uint64_t last = last_value(want, 8 * int(sizeof(Key)), [&](int64_t cell, uint64_t& value) {
+    uint64_t last = last_value(want, 8 * int(sizeof(Key)), [&](int64_t cell, uint64_t& value) {
       value = key(cell);
       return value >= bound;
     });
+    if (last < bound) last = bound;  // what is below has not been counted
     __syncthreads();
     uint64_t last_place = 0;
     if (want > 0) {  // not all of the cells that have the last key
