@@ -78,8 +78,11 @@ inline int64_t blocks_for(int64_t items, int64_t per_block) {
 // ---- on the device ------------------------------------------------------------------------------------------------
 #if defined(__CUDACC__)
 extern __shared__ uint4 dynamic_shared[];
+// Asks for a line of memory that will be read, and does not wait for it.
+__device__ inline void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 #else
 using emulation::dynamic_shared;
+inline void prefetch(const void*) {}
 #endif
 
 // The shared memory that the launch asked for.

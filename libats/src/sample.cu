@@ -35,6 +35,7 @@ struct Rng {
 template <typename T, bool Logits>
 struct DrawRows {
   static constexpr int kThreads = 512;
+  static constexpr int64_t kMostPrefetched = int64_t(1) << 17;  // doubles
   using P = std::conditional_t<std::is_same_v<T, double>, double, float>;
   using State = RowState<T, Logits, WarpDraw>;
 
@@ -56,11 +57,25 @@ struct DrawRows {
       if (threadIdx.x == 0) block_memory().done = 0;
       State state =
           builder.template build<WarpDraw>(r, reinterpret_cast<double*>(behind), reinterpret_cast<uint32_t*>(behind));
-      if (threadIdx.x < unsigned(kWarp)) draw(state, r);
-      else help(state);
+      if (threadIdx.x < unsigned(kWarp)) {
+        draw(state, r);
+      } else {
+        prefetch_level(state, 1);
+        help(state);
+      }
       if (!block_memory().good) out.fail(r);
       __syncthreads();
     }
+  }
+
+  // By the other warps: most of a level in memory, of which draws will read they do not know what, comes nearer.
+  __device__ void prefetch_level(const State& state, int level) const {
+    constexpr int kLine = 16;  // doubles
+    if (level >= state.tree.first_upper) return;
+    const double* sums = level_of(state.tree, *state.shape, level);
+    const int64_t size = state.shape->padded[level] < kMostPrefetched ? state.shape->padded[level] : kMostPrefetched;
+    for (int64_t e = (int64_t(threadIdx.x) - kWarp) * kLine; e < size; e += (int64_t(blockDim.x) - kWarp) * kLine)
+      prefetch(sums + e);
   }
 
   // By the first warp.

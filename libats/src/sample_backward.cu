@@ -59,6 +59,7 @@ struct Arguments {
 template <typename T, bool Logits>
 struct Everywhere {
   static constexpr int kThreads = 256;
+  static constexpr int64_t kAhead = 4;  // cells of a thread on their way at once
   Arguments<T, Logits> in;
   int64_t piece, pieces;
 
@@ -70,9 +71,15 @@ struct Everywhere {
       const T* x = in.attention + r * in.row_stride;
       T* out = in.d_attention + r * in.d_row_stride;
       if (Logits && row.sum != 0.0) {
-#pragma unroll 4
-        for (int64_t cell = begin + threadIdx.x; cell < end; cell += kThreads)
-          out[cell] = store_clamped<T>(row.everywhere(double(load(x[cell]))));
+        for (int64_t first = begin + threadIdx.x; first < end; first += kAhead * kThreads) {
+          double logit[kAhead];
+#pragma unroll
+          for (int j = 0; j < kAhead; ++j)
+            logit[j] = first + j * kThreads < end ? double(load(x[first + j * kThreads])) : 0.0;
+#pragma unroll
+          for (int j = 0; j < kAhead; ++j)
+            if (first + j * kThreads < end) out[first + j * kThreads] = store_clamped<T>(row.everywhere(logit[j]));
+        }
       } else {
         const T value = store_clamped<T>(row.everywhere(0.0));
         for (int64_t cell = begin + threadIdx.x; cell < end; cell += kThreads) out[cell] = value;
@@ -85,6 +92,7 @@ struct Everywhere {
 template <typename T, bool Logits>
 struct OfDraws {
   static constexpr int kThreads = 128;
+  static constexpr int kAhead = 8;
   Arguments<T, Logits> in;
   int64_t pieces;
 
@@ -93,12 +101,21 @@ struct OfDraws {
       const int64_t r = item / pieces, i = item % pieces * kThreads + threadIdx.x;
       const RowGradient row = in.row(r);
       const int64_t cell = i < in.n ? in.indices(r, i) : -1;
-      bool first = in.known(cell);
-      for (int64_t j = 0; first && j < i; ++j) first = in.indices(r, j) != cell;
+      const bool known = in.known(cell);
+      bool first = known;
+      double total = known ? row.everywhere(double(load(in.attention[r * in.row_stride + cell]))) : 0.0;
+      for (int64_t begin = 0; begin < in.n; begin += kAhead) {
+        int64_t other[kAhead];
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) other[j] = begin + j < in.n ? in.indices(r, begin + j) : -1;
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+          if (other[j] != cell || !known) continue;
+          first &= begin + j >= i;
+          if (first) row.add_draw(double(in.grad(r, begin + j)), double(in.probabilities(r, begin + j)), total);
+        }
+      }
       if (!first) continue;
-      double total = row.everywhere(double(load(in.attention[r * in.row_stride + cell])));
-      for (int64_t j = i; j < in.n; ++j)
-        if (in.indices(r, j) == cell) row.add_draw(double(in.grad(r, j)), double(in.probabilities(r, j)), total);
       in.d_attention[r * in.d_row_stride + cell] = store_clamped<T>(total);
     }
   }

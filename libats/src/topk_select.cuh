@@ -1,5 +1,5 @@
-// The n largest cells of a row by a block, ties to the lower cell: a bound that keeps most cells out of the way, the key
-// of the last cell that is taken by counting digits from the highest on, and a sort of what was taken.
+// The n largest cells of a row, or of a part of it, by a block, ties to the lower cell: a bound that keeps most cells out
+// of the way, the key of the last cell that is taken by counting digits from the highest on, and a sort of what was taken.
 #pragma once
 
 #include "ordered_key.h"
@@ -30,32 +30,58 @@ struct SelectMemory {
   Candidate candidates[kCandidates];
 };
 
+// What is selected from: cells [first, first + size) of a row,
 template <typename T>
-struct Selection {
+struct CellSource {
   const T* data;
-  int64_t cells;
+  int64_t first, size;
+  __device__ uint64_t key(int64_t i) const { return ordered_key(load(data[first + i])); }
+  __device__ int64_t cell(int64_t i) const { return first + i; }
+};
+// or what was selected from several parts of it.
+struct CandidateSource {
+  const Candidate* candidates;
+  int64_t size;
+  __device__ uint64_t key(int64_t i) const { return candidates[i].key; }
+  __device__ int64_t cell(int64_t i) const { return candidates[i].cell; }
+};
+
+template <typename Source>
+struct Selection {
+  Source source;
+  int64_t cells;  // of the row
+  int key_bits;
   SelectMemory& memory;
 
-  __device__ uint64_t key(int64_t cell) const { return ordered_key(load(data[cell])); }
   // Larger for lower cells.
-  __device__ uint64_t place(int64_t cell) const { return uint64_t(cells - 1 - cell); }
+  __device__ uint64_t place(int64_t i) const { return uint64_t(cells - 1 - source.cell(i)); }
+
+  // visit(i, i < end, key of i) for i from begin on, by all threads as often, with several keys on their way at once.
+  template <typename Visit>
+  __device__ ATS_INLINE void for_each(int64_t begin, int64_t end, const Visit& visit) const {
+    constexpr int kAhead = 8;
+    const int64_t threads = blockDim.x;
+    for (int64_t first = begin; first < end; first += kAhead * threads) {
+      uint64_t key[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t i = first + j * threads + threadIdx.x;
+        key[j] = i < end ? source.key(i) : 0;
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t i = first + j * threads + threadIdx.x;
+        visit(i, i < end, key[j]);
+      }
+    }
+  }
 
   // A key that the n largest cells have at least: n of the threads have seen one. 0, less than any, when n is more
   // than there are threads.
   __device__ uint64_t lower_bound(int64_t n) const {
     const int me = int(threadIdx.x), threads = int(blockDim.x);
-    constexpr int kAhead = 8;
     uint64_t largest = 0;
-    for (int64_t first = me; first < cells; first += kAhead * threads) {
-      uint64_t seen[kAhead];
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int64_t cell = first + int64_t(j) * threads;
-        seen[j] = cell < cells ? key(cell) : 0;
-      }
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) largest = seen[j] > largest ? seen[j] : largest;
-    }
+    for_each(0, source.size, [&](int64_t, bool, uint64_t key) { largest = key > largest ? key : largest; });
     __syncthreads();
     memory.maxima[me] = largest;
     if (me == 0) memory.bound = 0;
@@ -71,7 +97,7 @@ struct Selection {
   }
 
   // The lowest value whose cells are taken, with all above it, when the `want` cells of largest value are, counted
-  // among those that value_of(cell, value) is true for. `want` becomes how many with just that value are taken, 0 for
+  // among those that value_of(i, key, value) is true for. `want` becomes how many with just that value are taken, 0 for
   // all.
   template <typename ValueOf>
   __device__ uint64_t last_value(int64_t& want, int bits, const ValueOf& value_of) const {
@@ -100,17 +126,15 @@ struct Selection {
     constexpr int64_t kSweep = int64_t(1) << 31;  // a bin holds no more than 32 bits
     for (int bin = int(threadIdx.x); bin < SelectMemory::kBins; bin += int(blockDim.x))
       memory.totals[bin] = memory.bins[bin] = 0;
-    for (int64_t begin = 0; begin < cells; begin += kSweep) {
-      const int64_t end = cells - begin < kSweep ? cells : begin + kSweep;
+    for (int64_t begin = 0; begin < source.size; begin += kSweep) {
       __syncthreads();
-#pragma unroll 4
-      for (int64_t cell = begin + threadIdx.x; cell < end; cell += blockDim.x) {
-        uint64_t value = 0;
-        if (!value_of(cell, value)) continue;
-        const uint64_t differs = value ^ prefix;
-        if (shift + width < 64 && differs >> (shift + width) != 0) continue;
-        atomicAdd(memory.bins + (value >> shift & ((1u << width) - 1)), 1u);
-      }
+      for_each(begin, source.size - begin < kSweep ? source.size : begin + kSweep,
+               [&](int64_t i, bool inside, uint64_t key) {
+                 uint64_t value = 0;
+                 if (!inside || !value_of(i, key, value)) return;
+                 if (shift + width < 64 && (value ^ prefix) >> (shift + width) != 0) return;
+                 atomicAdd(memory.bins + (value >> shift & ((1u << width) - 1)), 1u);
+               });
       __syncthreads();
       for (int bin = int(threadIdx.x); bin < SelectMemory::kBins; bin += int(blockDim.x)) {
         memory.totals[bin] += memory.bins[bin];
@@ -144,14 +168,13 @@ struct Selection {
     if (lane == 0) memory.digit = 0, memory.found = 0;  // fewer cells than wanted
   }
 
-  // The n largest in order.
+  // The n largest, in no order.
   __device__ void select(int64_t n, Candidate* candidates) const {
-    using Key = decltype(ordered_key(load(T())));
     const uint64_t bound = lower_bound(n);
     int64_t want = n;
-    uint64_t last = last_value(want, 8 * int(sizeof(Key)), [&](int64_t cell, uint64_t& value) {
-      value = key(cell);
-      return value >= bound;
+    uint64_t last = last_value(want, key_bits, [&](int64_t, uint64_t key, uint64_t& value) {
+      value = key;
+      return key >= bound;
     });
     if (last < bound) last = bound;  // what is below has not been counted
     __syncthreads();
@@ -159,48 +182,47 @@ struct Selection {
     if (want > 0) {  // not all of the cells that have the last key
       int bits = 1;
       while (bits < 63 && uint64_t(cells - 1) >> bits != 0) ++bits;
-      last_place = last_value(want, bits, [&](int64_t cell, uint64_t& value) {
-        value = place(cell);
-        return key(cell) == last;
+      last_place = last_value(want, bits, [&](int64_t i, uint64_t key, uint64_t& value) {
+        if (key != last) return false;
+        value = place(i);
+        return true;
       });
     }
     __syncthreads();
     if (threadIdx.x == 0) memory.found = 0;
     __syncthreads();
-    for (int64_t first = 0; first < cells; first += blockDim.x) {
-      const int64_t cell = first + threadIdx.x;
-      const uint64_t k = cell < cells ? key(cell) : 0;
-      const bool take = cell < cells && (k > last || (k == last && place(cell) >= last_place));
+    for_each(0, source.size, [&](int64_t i, bool inside, uint64_t key) {
+      const bool take = inside && (key > last || (key == last && place(i) >= last_place));
       const unsigned takers = __ballot_sync(kWholeWarp, take);
-      if (takers == 0) continue;
+      if (takers == 0) return;
       unsigned long long slot = 0;
       const int lane = lane_of_warp();
       if (lane == 0) slot = atomicAdd(&memory.found, static_cast<unsigned long long>(__popc(takers)));
       slot = __shfl_sync(kWholeWarp, slot, 0) + unsigned(__popc(takers & ((1u << lane) - 1)));
-      if (take && slot < static_cast<unsigned long long>(n)) candidates[slot] = {k, cell};
-    }
-    sort(n, candidates);
-  }
-
-  // A bitonic sort in which all that is past the end would stay there.
-  __device__ static void sort(int64_t n, Candidate* candidates) {
-    __syncthreads();
-    for (int64_t size = 2; size / 2 < n; size *= 2) {
-      exchange(n, candidates, size - 1, size / 2);
-      for (int64_t step = size / 4; step > 0; step /= 2) exchange(n, candidates, step, step);
-    }
-  }
-
-  // Every i without bit `bit` with i ^ bits.
-  __device__ static void exchange(int64_t n, Candidate* candidates, int64_t bits, int64_t bit) {
-    for (int64_t pair = threadIdx.x; 2 * pair - pair % bit < n; pair += blockDim.x) {
-      const int64_t i = 2 * pair - pair % bit, j = i ^ bits;
-      if (j >= n) continue;
-      const Candidate a = candidates[i], b = candidates[j];
-      if (b.before(a)) candidates[i] = b, candidates[j] = a;
-    }
+      if (take && slot < static_cast<unsigned long long>(n)) candidates[slot] = {key, source.cell(i)};
+    });
     __syncthreads();
   }
 };
+
+// ---- sorting ------------------------------------------------------------------------------------------------------
+// Every i without bit `bit` is put in order with i ^ bits, by all threads of a block.
+__device__ inline void exchange(int64_t n, Candidate* candidates, int64_t bits, int64_t bit) {
+  for (int64_t pair = threadIdx.x; 2 * pair - pair % bit < n; pair += blockDim.x) {
+    const int64_t i = 2 * pair - pair % bit, j = i ^ bits;
+    if (j >= n) continue;
+    const Candidate a = candidates[i], b = candidates[j];
+    if (b.before(a)) candidates[i] = b, candidates[j] = a;
+  }
+  __syncthreads();
+}
+
+// A bitonic sort in which all that is past the end would stay there.
+__device__ inline void sort(int64_t n, Candidate* candidates) {
+  for (int64_t size = 2; size / 2 < n; size *= 2) {
+    exchange(n, candidates, size - 1, size / 2);
+    for (int64_t step = size / 4; step > 0; step /= 2) exchange(n, candidates, step, step);
+  }
+}
 
 }  // namespace ats::cuda

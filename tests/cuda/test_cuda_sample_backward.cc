@@ -34,7 +34,8 @@ void check_gradient(const Gradient& c, uint64_t seed) {
   std::vector<P> given_grad = grad;
   if (c.outside) {
     const int64_t none[] = {-1, c.cells, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()};
-    for (size_t i = 0; i < drawn; i += 3) given[i] = none[i % 4], indices[i] = 0, grad[i] = P(0), given_grad[i] = P(NAN);
+    for (size_t i = 0; i < drawn; i += 3)
+      given[i] = none[i % 4], indices[i] = 0, grad[i] = P(0), given_grad[i] = P(NAN);
   }
 
   const auto views = [&](auto* g, auto* i, auto* p) {
@@ -49,7 +50,8 @@ void check_gradient(const Gradient& c, uint64_t seed) {
   std::memset(static_cast<void*>(expected.data()), 0xcd, expected.size() * sizeof(T));
   {
     const auto v = views(grad.data(), indices.data(), probabilities.data());
-    const ats_tensor x = matrix(attention.data(), c.rows, c.cells, row), out = matrix(expected.data(), c.rows, c.cells, row);
+    const ats_tensor x = matrix(attention.data(), c.rows, c.cells, row),
+                     out = matrix(expected.data(), c.rows, c.cells, row);
     const ats_tensor m = ats::view(mass.data(), {c.rows});
     CHECK_OK(ats_sample_backward(&v.grad, &x, &v.indices, &v.probabilities, &m, c.logits, &out, nullptr));
   }

@@ -43,6 +43,8 @@ struct Meeting {
 struct Fiber : Thread {
   bool started = false, done = false;
   int linear = 0;
+  const Meeting* awaited = nullptr;  // until its generation is another
+  uint64_t generation = 0;
   ucontext_t first;  // entered once; then by `point`
   void* point[5];
   void* fake_stack = nullptr;
@@ -113,7 +115,11 @@ uint64_t meet(Meeting& meeting, int expected) {
     ++meeting.generation;
     running->progress = true;
   }
+  Fiber& fiber = self();
+  fiber.awaited = &meeting;
+  fiber.generation = generation;
   while (meeting.generation == generation) to_scheduler();
+  fiber.awaited = nullptr;
   return generation;
 }
 
@@ -130,6 +136,7 @@ void run_block(unsigned threads) {
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = block_.fibers[t];
     fiber.started = fiber.done = false;
+    fiber.awaited = nullptr;
     fiber.linear = int(t);
     fiber.lane = int(t % 32);
     fiber.index = dim3(t % block_size.x, t / block_size.x % block_size.y, t / block_size.x / block_size.y);
@@ -149,7 +156,7 @@ void run_block(unsigned threads) {
     if (order == 2) std::shuffle(turns.begin(), turns.end(), scramble);
     for (const unsigned t : turns) {
       Fiber& fiber = block_.fibers[t];
-      if (fiber.done) continue;
+      if (fiber.done || (fiber.awaited && fiber.awaited->generation == fiber.generation)) continue;
       resume(fiber);
       if (!fiber.done) continue;
       block_.progress = true;
