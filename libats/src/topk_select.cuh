@@ -56,23 +56,17 @@ struct Selection {
   // Larger for lower cells.
   __device__ uint64_t place(int64_t i) const { return uint64_t(cells - 1 - source.cell(i)); }
 
-  // visit(i, i < end, key of i) for i from begin on, by all threads as often, with several keys on their way at once.
+  static constexpr int kAhead = 8;  // keys of a thread on their way at once
+
+  // visit(first, keys): the keys of elements first + j * blockDim.x, 0 past `end`.
   template <typename Visit>
-  __device__ ATS_INLINE void for_each(int64_t begin, int64_t end, const Visit& visit) const {
-    constexpr int kAhead = 8;
+  __device__ ATS_INLINE void for_several(int64_t begin, int64_t end, const Visit& visit) const {
     const int64_t threads = blockDim.x;
-    for (int64_t first = begin; first < end; first += kAhead * threads) {
+    for (int64_t first = begin + threadIdx.x; first < end; first += kAhead * threads) {
       uint64_t key[kAhead];
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int64_t i = first + j * threads + threadIdx.x;
-        key[j] = i < end ? source.key(i) : 0;
-      }
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int64_t i = first + j * threads + threadIdx.x;
-        visit(i, i < end, key[j]);
-      }
+      for (int j = 0; j < kAhead; ++j) key[j] = first + j * threads < end ? source.key(first + j * threads) : 0;
+      visit(first, key);
     }
   }
 
@@ -81,7 +75,10 @@ struct Selection {
   __device__ uint64_t lower_bound(int64_t n) const {
     const int me = int(threadIdx.x), threads = int(blockDim.x);
     uint64_t largest = 0;
-    for_each(0, source.size, [&](int64_t, bool, uint64_t key) { largest = key > largest ? key : largest; });
+    for_several(0, source.size, [&](int64_t, const uint64_t(&key)[kAhead]) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) largest = key[j] > largest ? key[j] : largest;
+    });
     __syncthreads();
     memory.maxima[me] = largest;
     if (me == 0) memory.bound = 0;
@@ -128,13 +125,17 @@ struct Selection {
       memory.totals[bin] = memory.bins[bin] = 0;
     for (int64_t begin = 0; begin < source.size; begin += kSweep) {
       __syncthreads();
-      for_each(begin, source.size - begin < kSweep ? source.size : begin + kSweep,
-               [&](int64_t i, bool inside, uint64_t key) {
-                 uint64_t value = 0;
-                 if (!inside || !value_of(i, key, value)) return;
-                 if (shift + width < 64 && (value ^ prefix) >> (shift + width) != 0) return;
-                 atomicAdd(memory.bins + (value >> shift & ((1u << width) - 1)), 1u);
-               });
+      const int64_t end = source.size - begin < kSweep ? source.size : begin + kSweep;
+      for_several(begin, end, [&](int64_t first, const uint64_t(&key)[kAhead]) {
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+          const int64_t i = first + int64_t(j) * blockDim.x;
+          uint64_t value = 0;
+          if (i >= end || !value_of(i, key[j], value)) continue;
+          if (shift + width < 64 && (value ^ prefix) >> (shift + width) != 0) continue;
+          atomicAdd(memory.bins + (value >> shift & ((1u << width) - 1)), 1u);
+        }
+      });
       __syncthreads();
       for (int bin = int(threadIdx.x); bin < SelectMemory::kBins; bin += int(blockDim.x)) {
         memory.totals[bin] += memory.bins[bin];
@@ -191,15 +192,22 @@ struct Selection {
     __syncthreads();
     if (threadIdx.x == 0) memory.found = 0;
     __syncthreads();
-    for_each(0, source.size, [&](int64_t i, bool inside, uint64_t key) {
-      const bool take = inside && (key > last || (key == last && place(i) >= last_place));
-      const unsigned takers = __ballot_sync(kWholeWarp, take);
-      if (takers == 0) return;
-      unsigned long long slot = 0;
-      const int lane = lane_of_warp();
-      if (lane == 0) slot = atomicAdd(&memory.found, static_cast<unsigned long long>(__popc(takers)));
-      slot = __shfl_sync(kWholeWarp, slot, 0) + unsigned(__popc(takers & ((1u << lane) - 1)));
-      if (take && slot < static_cast<unsigned long long>(n)) candidates[slot] = {key, source.cell(i)};
+    for_several(0, source.size, [&](int64_t first, const uint64_t(&key)[kAhead]) {
+      unsigned take = 0;
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int64_t i = first + int64_t(j) * blockDim.x;
+        take |= unsigned(i < source.size && (key[j] > last || (key[j] == last && place(i) >= last_place))) << j;
+      }
+      if (take == 0) return;
+      unsigned long long slot = atomicAdd(&memory.found, static_cast<unsigned long long>(__popc(take)));
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        if (!(take >> j & 1u)) continue;
+        if (slot < static_cast<unsigned long long>(n))
+          candidates[slot] = {key[j], source.cell(first + int64_t(j) * blockDim.x)};
+        ++slot;
+      }
     });
     __syncthreads();
   }

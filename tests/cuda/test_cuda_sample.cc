@@ -4,9 +4,7 @@
 namespace {
 
 template <typename T>
-void test_shapes() {
-  const Case cases[] = {{1, 1, 1},     {3, 7, 7},      {2, 32, 32},    {2, 33, 5},     {3, 1000, 40},
-                        {2, 1025, 70}, {1, 32768, 35}, {1, 32769, 20}, {1, 70001, 33}, {0, 10, 2}};
+void test_shapes(const std::vector<Case>& cases) {
   for (Case c : cases) {
     for (const bool logits : {false, true}) {
       for (const bool replace : {false, true}) {
@@ -19,17 +17,20 @@ void test_shapes() {
   }
 }
 
+const std::vector<Case> kSmall{{1, 1, 1}, {3, 7, 7}, {2, 32, 32}, {2, 33, 5}, {2, 1025, 33}, {0, 10, 2}};
+const std::vector<Case> kLarge{{1, 32768, 20}, {1, 32769, 5}};
+
 // Rows with a level above the chunks' three and another above that one.
 void test_long_rows() {
   const int64_t cells = 32 * 32 * 32 * 40 + 17;
-  Case c{2, cells, 35};
+  Case c{1, cells, 35};
   check_same(some_cells<float>(c, 1), c);
-  c = {1, cells, 40, true, true};
+  c = {1, cells, 10, true, true};
   check_same(some_cells<ats::bfloat16>(c, 2), c);
 }
 
 void test_every_cell() {
-  for (const int64_t cells : {1, 31, 32, 33, 1500}) {
+  for (const int64_t cells : {1, 31, 32, 33, 300}) {
     Case c{2, cells, cells};
     check_same(some_cells<float>(c, 4), c);
     c.logits = true;
@@ -42,7 +43,7 @@ void test_scales() {
   std::mt19937_64 random(3);
   std::uniform_real_distribution<double> exponent(-300.0, 300.0), small(-38.0, 38.0), logit(-1e4, 1e4);
   for (const int64_t cells : {50, 3000, 33000}) {
-    Case c{2, cells, cells < 100 ? cells : 40};
+    Case c{2, cells, cells < 100 ? cells : 12};
     std::vector<double> wide(size_t(2 * cells)), tiny(wide), huge(wide), logits(wide), few(wide);
     std::vector<float> floats(wide.size());
     for (size_t i = 0; i < wide.size(); ++i) {
@@ -54,13 +55,12 @@ void test_scales() {
       few[i] = i % 17 == 0 ? logit(random) : -INFINITY;
     }
     check_same(wide, c);
-    check_same(floats, c);
-    check_same(tiny, c);
+    if (cells < 10000) check_same(floats, c);
+    if (cells < 10000) check_same(tiny, c);
     check_same(huge, c);
     c.logits = true;
     if (cells < 10000) check_same(logits, c);  // nearly every draw builds the tree again
-    c.n = std::min<int64_t>(c.n, 3);
-    check_same(logits, c);
+    c.n = 3;
     check_same(few, c);
     std::vector<float> far(wide.size(), -1e4f);
     far[0] = far.back() = 1e4f;
@@ -107,10 +107,11 @@ void test_strides() {
 
 // Rows that cannot be drawn from stand between good ones.
 template <typename T>
-void test_bad_rows() {
-  for (const int64_t cells : {40, 2000, 33000}) {
+void test_bad_rows(std::initializer_list<int64_t> sizes) {
+  for (const int64_t cells : sizes) {
     for (const bool logits : {false, true}) {
       for (const bool replace : {false, true}) {
+        if (cells > 2000 && logits != replace) continue;
         Case c{7, cells, 5, logits, replace};
         std::vector<T> data = some_cells<T>(c, 9);
         const auto put = [&](int64_t row, int64_t cell, double x) {
@@ -133,8 +134,8 @@ void test_bad_rows() {
 template <typename T>
 void test_noise() {
   std::mt19937_64 random(10);
-  for (int round = 0; round < 40; ++round) {
-    const int64_t cells = round == 39 ? 33000 : 1 + int64_t(random() % 200);
+  for (int round = 0; round < 20; ++round) {
+    const int64_t cells = round == 19 ? 33000 : 1 + int64_t(random() % 200);
     Case c{4, cells, 1 + int64_t(random() % uint64_t(std::min<int64_t>(cells, 20))), random() % 2 == 0,
            random() % 2 == 0};
     std::vector<T> data(size_t(4 * cells));
@@ -167,19 +168,21 @@ void test_sizes() {
 
 int main() {
   in_every_order([] {
-    test_shapes<float>();
-    test_every_cell();
-    test_bad_rows<ats::float16>();
+    test_shapes<float>(kSmall);
+    test_bad_rows<ats::float16>({40});
+    check_same(some_cells<float>({1, 33000, 10}, 1), {1, 33000, 10});
   });
-  test_shapes<double>();
-  test_shapes<ats::float16>();
-  test_shapes<ats::bfloat16>();
+  test_shapes<float>(kLarge);
+  test_shapes<double>(kSmall);
+  test_shapes<ats::float16>(kSmall);
+  test_shapes<ats::bfloat16>(kLarge);
+  test_every_cell();
   test_long_rows();
   test_scales();
   test_random_numbers();
   test_strides();
-  test_bad_rows<float>();
-  test_bad_rows<double>();
+  test_bad_rows<float>({40, 2000});
+  test_bad_rows<double>({33000});
   test_noise<double>();
   test_noise<float>();
   test_noise<ats::bfloat16>();

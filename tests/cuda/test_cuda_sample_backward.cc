@@ -47,7 +47,7 @@ void check_gradient(const Gradient& c, uint64_t seed) {
   };
   const int64_t row = c.cells + 2;
   std::vector<T> expected(attention.size());
-  std::memset(static_cast<void*>(expected.data()), 0xcd, expected.size() * sizeof(T));
+  if (!expected.empty()) std::memset(static_cast<void*>(expected.data()), 0xcd, expected.size() * sizeof(T));
   {
     const auto v = views(grad.data(), indices.data(), probabilities.data());
     const ats_tensor x = matrix(attention.data(), c.rows, c.cells, row),
@@ -65,7 +65,8 @@ void check_gradient(const Gradient& c, uint64_t seed) {
   const ats_tensor out = on_gpu(matrix(out_memory.data(), c.rows, c.cells, row));
   const ats_tensor m = gpu_view(m_memory, {c.rows});
   CHECK_OK(ats_sample_backward(&v.grad, &x, &v.indices, &v.probabilities, &m, c.logits, &out, nullptr));
-  CHECK(std::memcmp(out_memory.get().data(), expected.data(), expected.size() * sizeof(T)) == 0);
+  const std::vector<T> got = out_memory.get();
+  CHECK(expected.empty() || std::memcmp(got.data(), expected.data(), expected.size() * sizeof(T)) == 0);
 }
 
 template <typename T>

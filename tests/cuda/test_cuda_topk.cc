@@ -4,9 +4,7 @@
 namespace {
 
 template <typename T>
-void test_shapes() {
-  const Case cases[] = {{1, 1, 1},       {3, 7, 7},       {2, 33, 5},    {3, 1000, 40},
-                        {2, 1025, 1025}, {2, 4000, 2500}, {2, 32769, 7}, {0, 10, 2}};
+void test_shapes(const std::vector<Case>& cases) {
   for (Case c : cases) {
     for (const bool logits : {false, true}) {
       c.top = true;
@@ -18,7 +16,7 @@ void test_shapes() {
 }
 
 void test_long_rows() {
-  Case c{2, 32 * 32 * 32 * 40 + 17, 600};
+  Case c{1, 32 * 32 * 32 * 40 + 17, 600};
   c.top = true;
   check_same(some_cells<float>(c, 1), c);
   c.logits = true;
@@ -30,8 +28,8 @@ void test_long_rows() {
 template <typename T>
 void test_ties() {
   std::mt19937_64 random(3);
-  for (const int64_t cells : {40, 3000, 40000}) {
-    for (const int64_t n : {1, 2, 33, 40}) {
+  for (const int64_t cells : {40, 3000}) {
+    for (const int64_t n : {1, 33, 40}) {
       for (const int kinds : {1, 2, 5}) {
         for (const bool logits : {false, true}) {
           Case c{2, cells, n, logits};
@@ -71,8 +69,8 @@ void test_scales() {
 }
 
 template <typename T>
-void test_bad_rows() {
-  for (const int64_t cells : {40, 33000}) {
+void test_bad_rows(std::initializer_list<int64_t> sizes) {
+  for (const int64_t cells : sizes) {
     for (const bool logits : {false, true}) {
       Case c{6, cells, 5, logits};
       c.top = true;
@@ -94,7 +92,7 @@ void test_bad_rows() {
 template <typename T>
 void test_noise() {
   std::mt19937_64 random(10);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 20; ++round) {
     const int64_t cells = 1 + int64_t(random() % 300);
     Case c{4, cells, 1 + int64_t(random() % uint64_t(cells)), random() % 2 == 0};
     c.top = true;
@@ -114,16 +112,18 @@ void test_noise() {
 }  // namespace
 
 int main() {
-  in_every_order([] { test_shapes<float>(); });
-  test_shapes<double>();
-  test_shapes<ats::float16>();
-  test_shapes<ats::bfloat16>();
+  const std::vector<Case> small{{1, 1, 1}, {3, 7, 7}, {2, 33, 5}, {3, 1000, 40}, {0, 10, 2}};
+  const std::vector<Case> large{{1, 2500, 1500}, {1, 32769, 7}};
+  in_every_order([&] { test_shapes<float>(small); });
+  test_shapes<float>(large);
+  test_shapes<double>(small);
+  test_shapes<ats::float16>(large);
   test_long_rows();
   test_ties<float>();
   test_ties<double>();
   test_scales();
-  test_bad_rows<float>();
-  test_bad_rows<ats::bfloat16>();
+  test_bad_rows<float>({40});
+  test_bad_rows<ats::bfloat16>({33000});
   test_noise<float>();
   test_noise<double>();
   return finish();
