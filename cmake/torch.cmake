@@ -7,21 +7,27 @@ if(NOT TorchHeaders_FOUND)
 endif()
 message(STATUS "PyTorch ${TorchHeaders_VERSION}: building its adapter")
 
-# The adapter must name libtorch_cpu.so as needed; an empty library of that name serves the linker, so the result is
+# An adapter must name PyTorch's libraries as needed; empty ones of those names serve the linker, so that the result is
 # bound to no PyTorch version.
 file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/torch_stub.c CONTENT "typedef int ats_empty;\n" @ONLY)
-add_library(ats_torch_stub SHARED ${PROJECT_BINARY_DIR}/torch_stub.c)
-set_target_properties(ats_torch_stub PROPERTIES OUTPUT_NAME torch_cpu
-                                                LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/torch_stub)
+foreach(name IN ITEMS torch_cpu torch_cuda)
+  add_library(ats_${name}_stub SHARED ${PROJECT_BINARY_DIR}/torch_stub.c)
+  set_target_properties(ats_${name}_stub PROPERTIES OUTPUT_NAME ${name}
+                                                    LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/torch_stub)
+endforeach()
 
-file(GLOB ATS_TORCH_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bindings/torch/*.cc)
-add_library(ats_torch MODULE ${ATS_TORCH_SOURCES})
-target_compile_definitions(ats_torch PRIVATE TORCH_TARGET_VERSION=0x020a000000000000) # PyTorch 2.10's stable ABI
-target_compile_options(ats_torch PRIVATE -Wall -Wextra)
-target_include_directories(ats_torch SYSTEM PRIVATE ${TorchHeaders_INCLUDE_DIRS})
-target_link_options(ats_torch PRIVATE LINKER:--no-as-needed)
-target_link_libraries(ats_torch PRIVATE ats ats_torch_stub)
-set_target_properties(ats_torch PROPERTIES PREFIX "_" INSTALL_RPATH "$ORIGIN/../lib" BUILD_WITH_INSTALL_RPATH ON)
-if(SKBUILD)
-  install(TARGETS ats_torch LIBRARY DESTINATION ats_core/torch)
-endif()
+# The operations on CUDA are a library of their own, which is loaded only where PyTorch has CUDA; it needs nothing of
+# CUDA to be built.
+foreach(name IN ITEMS ats_torch ats_torch_cuda)
+  add_library(${name} MODULE ${PROJECT_SOURCE_DIR}/bindings/torch/${name}.cc)
+  target_compile_definitions(${name} PRIVATE TORCH_TARGET_VERSION=0x020a000000000000) # PyTorch 2.10's stable ABI
+  target_compile_options(${name} PRIVATE -Wall -Wextra)
+  target_include_directories(${name} SYSTEM PRIVATE ${TorchHeaders_INCLUDE_DIRS})
+  target_link_options(${name} PRIVATE LINKER:--no-as-needed)
+  target_link_libraries(${name} PRIVATE ats ats_torch_cpu_stub)
+  set_target_properties(${name} PROPERTIES PREFIX "_" INSTALL_RPATH "$ORIGIN/../lib" BUILD_WITH_INSTALL_RPATH ON)
+  if(SKBUILD)
+    install(TARGETS ${name} LIBRARY DESTINATION ats_core/torch)
+  endif()
+endforeach()
+target_link_libraries(ats_torch_cuda PRIVATE ats_torch_cuda_stub)

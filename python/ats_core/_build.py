@@ -27,7 +27,8 @@ FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", f"-ffil
 class Adapter:
     """How a framework's adapter is compiled, and where it is when it came with the wheel."""
 
-    name: str  # sources are ats_core/_src/<name>/*.cc
+    name: str
+    sources: str  # a pattern, in ats_core/_src
     framework: str  # for messages, with the version: a new version is a new build
     prebuilt: Path
     include_dirs: tuple[Path, ...]
@@ -47,19 +48,24 @@ def adapter_path(name: str) -> str:
     return str(adapter.prebuilt if adapter.prebuilt.exists() else _cached_or_built(adapter))
 
 
-def _torch() -> Adapter:
+def _torch(name: str = "torch", libraries: tuple[str, ...] = ("-l:libtorch_cpu.so",)) -> Adapter:
     import torch  # ats_core.torch has checked that it is there and new enough
 
     home = Path(torch.__file__).parent
     include = home / "include"
     return Adapter(
-        name="torch",
+        name=name,
+        sources=f"torch/ats_{name}.cc",
         framework=f"PyTorch {torch.__version__}",
-        prebuilt=ROOT / "torch" / "_ats_torch.so",
+        prebuilt=ROOT / "torch" / f"_ats_{name}.so",
         include_dirs=(include, include / "torch" / "csrc" / "api" / "include"),
         defines=("TORCH_TARGET_VERSION=0x020a000000000000",),  # PyTorch 2.10's stable ABI
-        libraries=("-Wl,--no-as-needed", f"-L{home / 'lib'}", "-l:libtorch_cpu.so"),
+        libraries=("-Wl,--no-as-needed", f"-L{home / 'lib'}", *libraries),
     )
+
+
+def _torch_cuda() -> Adapter:
+    return _torch("torch_cuda", ("-l:libtorch_cpu.so", "-l:libtorch_cuda.so"))
 
 
 def _tensorflow() -> Adapter:
@@ -70,6 +76,7 @@ def _tensorflow() -> Adapter:
     flags = tensorflow.sysconfig.get_compile_flags()
     return Adapter(
         name="tensorflow",
+        sources="tensorflow/*.cc",
         framework=f"TensorFlow {version}",
         prebuilt=ROOT / "tensorflow" / f"_ats_tensorflow_{version}.so",  # a binary serves one version only
         include_dirs=(home / "include",),
@@ -78,12 +85,11 @@ def _tensorflow() -> Adapter:
     )
 
 
-_ADAPTERS = {"tensorflow": _tensorflow, "torch": _torch}
+_ADAPTERS = {"tensorflow": _tensorflow, "torch": _torch, "torch_cuda": _torch_cuda}
 
 
 def _cached_or_built(adapter: Adapter) -> Path:
-    source_dir = ROOT / "_src" / adapter.name
-    sources = sorted(source_dir.glob("*.cc"))
+    sources = sorted((ROOT / "_src").glob(adapter.sources))
     arguments = [
         *FLAGS,
         *(f"-D{define}" for define in adapter.defines),
@@ -96,7 +102,7 @@ def _cached_or_built(adapter: Adapter) -> Path:
         *adapter.libraries,
     ]
     digest = hashlib.sha256("\0".join([*arguments, adapter.framework, _core.version()]).encode())
-    for file in sorted([*source_dir.iterdir(), *(ROOT / "include" / "ats").iterdir()]):
+    for file in sorted([*sources[0].parent.iterdir(), *(ROOT / "include" / "ats").iterdir()]):
         digest.update(file.read_bytes())
     target = _cache_dir() / digest.hexdigest()[:16] / f"_ats_{adapter.name}.so"
     if not target.exists():

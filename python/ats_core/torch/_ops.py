@@ -2,7 +2,7 @@
 # mypy: no-warn-return-any, allow-untyped-defs
 """What PyTorch must know of ``torch.ops.ats`` beyond the kernels: shapes, gradients, autocast, vmap.
 
-The kernels and schemas are in bindings/torch/ats_torch.cc. Everything here is registered from Python, on purpose: a
+The kernels and schemas are in bindings/torch/. Everything here is registered from Python, on purpose: a
 C++ Meta kernel would specialise the sizes that ``torch.compile`` keeps symbolic, and the stable ABI has no autograd.
 """
 
@@ -21,6 +21,8 @@ from torch.compiler import is_dynamo_compiling
 from ats_core._build import adapter_path
 
 torch.ops.load_library(adapter_path("torch"))
+if torch.version.cuda:
+    torch.ops.load_library(adapter_path("torch_cuda"))
 
 _ops = torch.ops.ats
 sample = _ops.sample.default
