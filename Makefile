@@ -1,6 +1,9 @@
 # make demo   set up .venv, build, and train the example at its small setting
 # make test   the same set-up, then every test
 # make bench  the same set-up, then every benchmark: tables in benchmarks/results (Google Benchmark is fetched if need be)
+# make test-cuda, make bench-cuda
+#             on a machine with a GPU and nvcc, with the packages of its own Python and no network: every test on CUDA, and
+#             every benchmark of it; what they found goes to benchmarks/results/cuda_*
 # make clean  remove .venv and everything built (demo-output stays)
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +14,7 @@ JOBS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo
 # Files go to the processes whole, for what their tests share, and in order: the last ones are short.
 PYTEST_JOBS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
+MACHINES_PATH := $(PATH)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CTEST_PARALLEL_LEVEL := $(JOBS)
@@ -19,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Everything that the installed package is made of.
 SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake libats bindings python -type f ! -path '*/__pycache__/*')
 
-.PHONY: demo test bench install clean
+.PHONY: demo test bench test-cuda bench-cuda install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -34,6 +38,15 @@ test: install
 bench: install
 	$(BIN)/cmake --preset release
 	$(BIN)/cmake --build --preset bench
+
+# Not in .venv: PyTorch for CUDA is gigabytes, and is there already.
+test-cuda bench-cuda: export PATH := $(MACHINES_PATH)
+test-cuda:
+	$(PYTHON) tests/cuda/run.py --out benchmarks/results
+
+bench-cuda:
+	$(PYTHON) tests/cuda/run.py --build-only
+	PYTHONPATH=build/test-cuda/site $(PYTHON) benchmarks/cuda_peers.py --out benchmarks/results
 
 install: $(VENV)/.installed
 

@@ -76,6 +76,35 @@ def machine() -> Record:
     }
 
 
+def gpu() -> Record:
+    """What numbers of a GPU depend on. Empty where PyTorch has none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {
+        "gpu": properties.name,
+        "gpus": torch.cuda.device_count(),
+        "gpu_memory": f"{properties.total_memory / 2**30:.0f} GiB",
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": _first_line(query),
+        "cuda": torch.version.cuda,
+        "nvcc": _first_line(["nvcc", "--version"], "release"),
+    }
+
+
+def _first_line(command: list[str], word: str = "") -> str:
+    """Of what a program prints, that with the word in it; nothing where there is no such program."""
+    try:
+        output = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
+    except OSError:
+        return ""
+    return next((line.strip() for line in output.splitlines() if word in line), "")
+
+
 def _read(file: str | Path) -> str:
     try:
         return Path(file).read_text().strip()

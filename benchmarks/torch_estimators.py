@@ -28,7 +28,7 @@ def iid(features: torch.Tensor, attention: torch.Tensor, threshold: torch.Tensor
     """The mean, every draw compared with the mean of the others."""
     n = attention.shape[1]
     with torch.no_grad():
-        own = torch.eye(n, dtype=attention.dtype)
+        own = torch.eye(n, dtype=attention.dtype, device=attention.device)
         m = (own - (1 - own) / max(n - 1, 1)) / (n * attention[:, :, None])
     return weighted_sum(scored(torch.full_like(attention, 1 / n).detach(), m, attention), features)
 
@@ -37,7 +37,7 @@ def des_raj(features: torch.Tensor, attention: torch.Tensor, threshold: torch.Te
     n = attention.shape[1]
     with torch.no_grad():
         before = 1 - (attention.cumsum(1) - attention)
-        later = torch.arange(n - 1, -1, -1, dtype=attention.dtype)
+        later = torch.arange(n - 1, -1, -1, dtype=attention.dtype, device=attention.device)
         ratio = (before / attention + later) / n
     return weighted_sum(ratio * attention, features)
 
@@ -55,7 +55,8 @@ def murthy(features: torch.Tensor, attention: torch.Tensor, threshold: torch.Ten
         # In double: the baselines of M are differences.
         a = attention.double()
         rest = 1 - a.sum(1, keepdim=True)
-        rates = torch.exp(torch.linspace(-36 / (n - 1) - 1, 4.5 + 0.1 * n**0.5, nodes, dtype=a.dtype))
+        steps = torch.linspace(-36 / (n - 1) - 1, 4.5 + 0.1 * n**0.5, nodes, dtype=a.dtype, device=a.device)
+        rates = torch.exp(steps)
         t = rates / rest  # (B, Q)
         psi = a[:, :, None] / -torch.expm1(-a[:, :, None] * t[:, None, :])  # (B, N, Q)
         weight = torch.softmax(rates.log() - rates - psi.log().sum(1), 1)

@@ -1,6 +1,7 @@
 # The headers of the TensorFlow that the running Python would import, found by path: importing it takes seconds, and in
 # pip's isolated builds it cannot be imported at all.
 #   TensorFlowHeaders_FOUND  TensorFlowHeaders_VERSION  TensorFlowHeaders_INCLUDE_DIR  TensorFlowHeaders_LIBRARY
+#   TensorFlowHeaders_CUDA  whether it was built with CUDA
 find_package(Python 3.10 COMPONENTS Interpreter QUIET)
 foreach(site IN ITEMS "${Python_SITEARCH}" "${Python_SITELIB}")
   # tensorflow, tensorflow_cpu, ...: the distributions have many names, and all give the package tensorflow
@@ -11,6 +12,11 @@ foreach(site IN ITEMS "${Python_SITEARCH}" "${Python_SITELIB}")
         set(TensorFlowHeaders_VERSION "${CMAKE_MATCH_2}")
       endif()
     endforeach()
+    file(STRINGS "${site}/tensorflow/python/platform/build_info.py" TensorFlowHeaders_CUDA
+         REGEX "'is_cuda_build', True")
+    if(TensorFlowHeaders_CUDA)
+      set(TensorFlowHeaders_CUDA ON)
+    endif()
     set(TensorFlowHeaders_INCLUDE_DIR "${site}/tensorflow/include")
     set(TensorFlowHeaders_LIBRARY "${site}/tensorflow/libtensorflow_framework.so.2")
     break()

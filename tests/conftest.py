@@ -31,6 +31,10 @@ settings.register_profile("explore", parent=settings.get_profile("ci"), derandom
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+class Missing(Exception):
+    """Why a backend cannot be tested here."""
+
+
 class NumPy:
     name = "numpy"
     floating = ("float16", "float32", "float64")
@@ -98,12 +102,12 @@ class NumPy:
         return self.ats.estimator_arrays(attention, estimator, threshold=threshold, weights=weights)
 
 
-class TorchCPU:
-    name = "torch-cpu"
+class Torch:
+    """On `device`. `checked`: what makes it raise for a bad value."""
+
     floating = ("float16", "bfloat16", "float32", "float64")
     integer = ("uint8", "int16", "uint16")
     errors = (ValueError, TypeError, RuntimeError)
-    device = "cpu"
 
     def __init__(self):
         self.torch = importlib.import_module("torch")
@@ -116,8 +120,12 @@ class TorchCPU:
                 values = values.copy()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                values = self.torch.from_numpy(values).to(self.device)
+                values = self.place(self.torch.from_numpy(values))
         return values if dtype is None else values.to(getattr(self.torch, str(dtype)))
+
+    def place(self, tensor):
+        """On the device, with the same strides."""
+        return tensor
 
     def _optional(self, values):
         return None if values is None else self.array(values)
@@ -132,31 +140,26 @@ class TorchCPU:
     def transpose(self, values, axes):
         return values.permute(axes)
 
-    def set_num_threads(self, threads):
-        self.torch.set_num_threads(threads or os.cpu_count())
-
-    def get_num_threads(self):
-        return self.torch.get_num_threads()
-
     def sample(self, attention, n, *, replace=False, logits=False, rng=None):
         rng = self.array(rng) if isinstance(rng, np.ndarray) else rng
-        samples = self.ats.sample(self.array(attention), n, replace=replace, logits=logits, rng=rng)
+        samples = self.ats.sample(self.array(attention), n, replace=replace, logits=logits, rng=rng, **self.checked)
         return tuple(self.numpy(x) for x in samples)
 
     def topk(self, attention, n, *, logits=False):
-        return tuple(self.numpy(x) for x in self.ats.topk(self.array(attention), n, logits=logits))
+        return tuple(self.numpy(x) for x in self.ats.topk(self.array(attention), n, logits=logits, **self.checked))
 
     def sample_backward(self, grad, attention, n, *, top=False, replace=False, logits=False, rng=None):
         """(indices, gradient at attention) when `grad` (B, N) is the gradient at the sampled attention."""
         attention = self.array(attention).requires_grad_()
         if top:
-            samples = self.ats.topk(attention, n, logits=logits)
+            samples = self.ats.topk(attention, n, logits=logits, **self.checked)
         else:
-            samples = self.ats.sample(attention, n, replace=replace, logits=logits, rng=rng)
+            samples = self.ats.sample(attention, n, replace=replace, logits=logits, rng=rng, **self.checked)
         samples.attention.backward(self.array(grad).to(samples.attention.dtype))
         return self.numpy(samples.indices), self.numpy(attention.grad)
 
     def patch_origins(self, indices, grid, image_shape, patch_size, **options):
+        options = {**options, **self.checked}
         return self.numpy(self.ats.patch_origins(self.array(indices), grid, image_shape, patch_size, **options))
 
     def _patches(self, image, origins, patch_size, data_format, options):
@@ -181,6 +184,7 @@ class TorchCPU:
                 estimator=estimator,
                 threshold=self._optional(threshold),
                 weights=self._optional(weights),
+                **self.checked,
             )
         )
 
@@ -193,14 +197,47 @@ class TorchCPU:
             estimator=estimator,
             threshold=self._optional(threshold),
             weights=self._optional(weights),
+            **self.checked,
         ).backward(self.array(grad))
         return self.numpy(features.grad), self.numpy(attention.grad)
 
     def estimator_arrays(self, attention, estimator, threshold=None, weights=None):
         c, m = self.ats.estimator_arrays(
-            self.array(attention), estimator, threshold=self._optional(threshold), weights=self._optional(weights)
+            self.array(attention),
+            estimator,
+            threshold=self._optional(threshold),
+            weights=self._optional(weights),
+            **self.checked,
         )
         return self.numpy(c), self.numpy(m)
+
+
+class TorchCPU(Torch):
+    name = "torch-cpu"
+    checked = {}  # noqa: RUF012
+
+    def set_num_threads(self, threads):
+        self.torch.set_num_threads(threads or os.cpu_count())
+
+    def get_num_threads(self):
+        return self.torch.get_num_threads()
+
+
+class TorchCUDA(Torch):
+    name = "torch-cuda"
+    checked = {"validate": True}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        if not self.torch.cuda.is_available():
+            raise Missing("torch.cuda.is_available() is false")
+
+    def place(self, tensor):
+        if tensor.numel() == 0:
+            return tensor.cuda()
+        # What lies between the elements comes along.
+        size = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return tensor.as_strided((size,), (1,)).cuda().as_strided(tensor.shape, tensor.stride())
 
 
 class TensorFlow:
@@ -295,8 +332,8 @@ class TensorFlow:
         return self.numpy(c), self.numpy(m)
 
 
-BACKENDS = {backend.name: backend for backend in (NumPy, TorchCPU, TensorFlow)}
-FRAMEWORK = {"numpy": "numpy", "torch-cpu": "torch", "tensorflow": "tensorflow"}
+BACKENDS = {backend.name: backend for backend in (NumPy, TorchCPU, TorchCUDA, TensorFlow)}
+FRAMEWORK = {"numpy": "numpy", "torch-cpu": "torch", "torch-cuda": "torch", "tensorflow": "tensorflow"}
 _required = [name for name in os.environ.get("ATS_REQUIRE_BACKENDS", "numpy").split(",") if name]
 _made, _missing = {}, {}
 
@@ -311,7 +348,12 @@ def get_backend(name):
                 raise
             _missing[name] = str(error)
         else:
-            _made[name] = BACKENDS[name]()
+            try:
+                _made[name] = BACKENDS[name]()
+            except Missing as error:
+                if name in _required:
+                    raise
+                _missing[name] = str(error)
     if name in _missing:
         pytest.skip(f"{name}: {_missing[name]}")
     return _made[name]
@@ -333,6 +375,11 @@ def torch_backend():
 
 
 @pytest.fixture(scope="session")
+def cuda_backend():
+    return get_backend("torch-cuda")
+
+
+@pytest.fixture(scope="session")
 def tensorflow_backend():
     return get_backend("tensorflow")
 
@@ -341,7 +388,7 @@ def tensorflow_backend():
 def threads(backend):
     """Set the number of threads; it is put back after the test."""
     if not hasattr(backend, "set_num_threads"):
-        pytest.skip(f"{backend.name} takes its number of threads once, at the start")
+        pytest.skip(f"{backend.name} has no number of threads, or takes it once, at the start")
     before = backend.get_num_threads()
     yield backend.set_num_threads
     backend.set_num_threads(before)

@@ -229,6 +229,58 @@ def test_the_prebuilt_adapter_is_used():
     assert path == str(PACKAGE / "torch" / "_ats_torch.so")
 
 
+# ---- the operations on CUDA: a library that this PyTorch may have nothing for ----
+
+STREAM = "aoti_torch_get_current_cuda_stream"  # all that a PyTorch without CUDA lacks of it
+
+
+@pytest.fixture(scope="module")
+def pytorch_with_cuda(tmp_path_factory):
+    """The folder of a PyTorch as one with CUDA looks to a compiler: this one's headers and library, and an empty other."""
+    home = Path(pytest.importorskip("torch").__file__).parent
+    copy = tmp_path_factory.mktemp("pytorch") / "torch"
+    (copy / "lib").mkdir(parents=True)
+    (copy / "include").symlink_to(home / "include")
+    (copy / "lib" / "libtorch_cpu.so").symlink_to(home / "lib" / "libtorch_cpu.so")
+    (copy / "empty.c").touch()
+    library = copy / "lib" / "libtorch_cuda.so"
+    run(need("cc"), "-shared", "-Wl,-soname,libtorch_cuda.so", copy / "empty.c", "-o", library)
+    return copy
+
+
+def missing_in_this_pytorch(library):
+    home = Path(pytest.importorskip("torch").__file__).parent / "lib"
+    exported = {line.split()[-1] for line in run(need("nm"), "-D", "--defined-only", home / "libtorch_cpu.so").stdout.splitlines()}
+    undefined = {line.split()[-1] for line in run(need("nm"), "-D", "-u", library).stdout.splitlines()}
+    return {name for name in undefined if name.startswith(("aoti_torch_", "torch_"))} - exported
+
+
+def test_the_wheel_has_the_library_for_cuda():
+    library = PACKAGE / "torch" / "_ats_torch_cuda.so"
+    needed = run(need("readelf"), "-d", library).stdout
+    assert all(f"[{name}.so]" in needed for name in ("libats", "libtorch_cpu", "libtorch_cuda"))
+    assert not re.search(r"libcuda|libcudart", needed)
+    assert missing_in_this_pytorch(library) <= {STREAM}
+
+
+def test_the_library_for_cuda_is_built_where_pytorch_has_cuda(without_adapter, pytorch_with_cuda):
+    (without_adapter["PYTHONPATH"] / "ats_core" / "torch" / "_ats_torch_cuda.so").unlink()
+    code = (
+        f"import torch; torch.__file__ = {str(pytorch_with_cuda / '__init__.py')!r}; "
+        "import ats_core._build as b; print(b.adapter_path('torch_cuda'))"
+    )
+    said, path = run(sys.executable, "-c", code, **without_adapter).stdout.splitlines()
+    assert said.startswith("ats_core: building") and path.endswith("/_ats_torch_cuda.so") and path in said
+    assert missing_in_this_pytorch(path) <= {STREAM}
+
+
+def test_a_pytorch_without_cuda_leaves_it_alone():
+    if pytest.importorskip("torch").version.cuda:
+        pytest.skip("this PyTorch has CUDA")
+    code = "import ats_core.torch; print([line for line in open('/proc/self/maps') if '_ats_torch_cuda' in line])"
+    assert run(sys.executable, "-c", code).stdout.strip() == "[]"
+
+
 # ---- the same for TensorFlow, whose binaries serve one version each ----
 
 IMPORT_TENSORFLOW = "import ats_core.tensorflow as ats; print('drew', ats.sample([[1.0, 2.0]], 2).indices.shape)"

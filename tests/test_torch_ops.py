@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ats_core
 import ats_core.torch as ats
+from ats_core.torch import _ops, _validate
 
 ops = torch.ops.ats
 ESTIMATORS = ("iid", "des_raj", "murthy", "horvitz_thompson", "normalized")
@@ -401,6 +402,57 @@ def test_errors_have_numpy_words(name, args, options):
         assert core == python
     else:  # what NumPy's edge finds before the core does, the core has to find as well
         assert python.split(":")[0] in core
+
+
+def test_validate_changes_nothing_on_the_cpu():
+    attention, features = make(2, 20), make(2, 4, 3)
+    indices = torch.tensor([[3, 19], [0, 1]])
+    calls = [
+        (ats.sample, (attention, 4), {"rng": 1}, attention),
+        (ats.topk, (attention, 4), {}, attention),
+        (ats.patch_origins, (indices, (4, 5), (80, 90), 7), {}, indices),
+        (ats.expectation, (features, make(2, 4) / 9), {}, None),
+        (ats.estimator_arrays, (make(2, 4) / 9,), {}, None),
+    ]
+    for function, args, options, spoilt in calls:
+        for a, b in zip(
+            as_tuple(function(*args, **options)), as_tuple(function(*args, **options, validate=True)), strict=True
+        ):
+            assert torch.equal(a, b)
+        if spoilt is not None:
+            spoilt[1, 0] = -1
+        else:
+            args[-1][1, 0] = float("nan")
+        said = set()
+        for validate in (False, True):
+            with pytest.raises(RuntimeError) as raised:
+                function(*args, **options, validate=validate)
+            said.add(str(raised.value).splitlines()[0])
+        assert len(said) == 1
+        if spoilt is attention:
+            attention[1, 0] = 1.0
+
+
+def test_what_validate_asks_the_cpu():
+    """It finds on copies what the device could not say, also where there are no features."""
+    attention = torch.full((2, 4), 0.1)
+    _validate.expectation(attention, None, None, "murthy")
+    attention[1, 2] = float("nan")
+    with pytest.raises(RuntimeError, match=r"^expectation: attention must hold probabilities .* row 1"):
+        _validate.expectation(attention, None, None, "murthy")
+    with pytest.raises(RuntimeError, match=r"^sample: attention .*row 1"):
+        _validate.draws(torch.tensor([0.0, float("nan")]), _ops.sample, attention, torch.tensor([1, 2]), 2, False, False)
+    indices = torch.tensor([[0, 20]])
+    sizes = (4, 5), (4, 5), (4, 5), (1, 1), (0, 0)
+    with pytest.raises(RuntimeError, match=r"^locate: indices must lie in"):
+        _validate.origins(torch.tensor([[[0, 0], [-(2**63)] * 2]]), indices, *sizes)
+    _validate.origins(torch.zeros(1, 2, 2, dtype=torch.int64), indices, *sizes)  # nothing wrong was seen
+
+
+def test_cuda_tensors_decide_who_computes():
+    """Of a mix of devices CUDA's library hears, and names them: the CPU's must not touch memory of a device."""
+    keys = [torch._C.DispatchKeySet(torch._C.DispatchKey.__members__[name]) for name in ("CPU", "CUDA")]
+    assert (keys[0] | keys[1]).highestPriorityTypeId() == torch._C.DispatchKey.CUDA
 
 
 def test_raw_operations_check_the_lengths_of_lists():

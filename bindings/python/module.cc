@@ -197,6 +197,7 @@ py::tuple estimator_arrays(py::array attention_array, const std::string& name, s
 
 PYBIND11_MODULE(_core, module) {
   module.def("version", [] { return ats_version(); });
+  module.def("cuda_architectures", [] { return ATS_CUDA_ARCHITECTURES; });
   module.def("get_num_threads", [] { return ats_get_num_threads(); });
   module.def("set_num_threads", [](int64_t threads) {
     check(ats_set_num_threads(static_cast<int>(std::clamp<int64_t>(threads, INT_MIN, INT_MAX))));

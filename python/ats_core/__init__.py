@@ -5,6 +5,7 @@ Letters in shapes: B batch, n samples, D spatial axes (1 to 3), C channels, S sc
 """
 
 from pathlib import Path
+from typing import Any
 
 from ats_core import _core
 from ats_core._arguments import to_int
@@ -15,6 +16,7 @@ from ats_core._sampling import Samples, sample, sample_backward, topk
 __all__ = [
     "Samples",
     "__version__",
+    "build_info",
     "estimator_arrays",
     "expectation",
     "expectation_backward",
@@ -31,6 +33,14 @@ __all__ = [
 ]
 
 __version__ = _core.version()
+
+
+def build_info() -> dict[str, Any]:
+    """Return what was built: "version", and "cuda_architectures", the GPUs that there are kernels for ([]: none).
+
+    Architectures are as CMake names them: ["75", "80", "90", "100"].
+    """
+    return {"version": __version__, "cuda_architectures": _core.cuda_architectures().split()}
 
 
 def get_include() -> str:

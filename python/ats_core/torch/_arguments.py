@@ -72,21 +72,29 @@ class _Memory(threading.local):
 _memory = _Memory()
 
 
-def _draw_pair() -> Tensor:
-    """(seed, offset) of PyTorch's generator. The operation reads them at once, so in plain eager mode they can be drawn
-    into the same memory again: the numbers are those of torch.randint, at a third of its price (docs/speed.md).
+def _draw_pair(attention: Tensor) -> Tensor:
+    """(seed, offset) of PyTorch's generator. On the CPU the operation reads them at once, so in plain eager mode they can
+    be drawn into the same memory again: the numbers are those of torch.randint, at a third of its price (docs/speed.md).
     """
+    if attention.is_cuda:
+        return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=attention.device)
     if is_dynamo_compiling() or _C._len_torch_dispatch_stack() or _C._are_functorch_transforms_active():
         return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=_CPU)
     return _memory.pair.random_(2**63 - 1)
 
 
-def to_rng(rng: Rng) -> Tensor:
-    """An int64 tensor (seed, offset), from PyTorch's generator for None."""
+def to_rng(rng: Rng, attention: Tensor) -> Tensor:
+    """An int64 tensor (seed, offset), from PyTorch's generator for None.
+
+    For attention on the CPU it is there too. On CUDA nothing may wait for anything: numbers stay on the CPU, from where
+    the operation takes them by value; tensors stay where they are; and None asks the device's generator, so that a CUDA
+    graph draws anew in every replay.
+    """
     if rng is None:
-        return _draw_pair()
+        return _draw_pair(attention)
     if isinstance(rng, Tensor):
-        pair = rng.cpu().long() if rng.dtype in _NARROWER else rng.cpu()
+        pair = rng if attention.is_cuda else rng.cpu()
+        pair = pair.long() if pair.dtype in _NARROWER else pair
         # the operation checks shape and dtype
         return pair if pair.dim() else torch.stack((pair, torch.zeros_like(pair)))
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
-from . import _ops
+from . import _ops, _validate
 from ._arguments import (
     Channels,
     Rng,
@@ -49,7 +49,15 @@ class Samples(NamedTuple):
 _register_namedtuple(Samples, serialized_type_name="ats_core.torch.Samples")
 
 
-def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = False, rng: Rng = None) -> Samples:
+def sample(
+    attention: Tensor,
+    n: int,
+    *,
+    replace: bool = False,
+    logits: bool = False,
+    rng: Rng = None,
+    validate: bool = False,
+) -> Samples:
     """Draw n cells a row, one after the other, each with probability proportional to its weight among those left.
 
     Args:
@@ -60,8 +68,12 @@ def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = F
         logits: `attention` holds logarithms of weights.
         rng: seed, (seed, offset), or an integer tensor of one or both. Row b draws from stream (seed, offset + b): the same
             rng gives the same cells from NumPy, on any device, with any number of threads and for any split of the
-            batch (row b alone: offset + b). None draws both from PyTorch's generator, so that torch.manual_seed holds.
-            Negative ones are seeds and offsets like any other; offset + b wraps around at 2**64.
+            batch (row b alone: offset + b). None draws both from the generator of PyTorch on the device of `attention`, so
+            that torch.manual_seed holds. Negative ones are seeds and offsets like any other; offset + b wraps around at
+            2**64. For a CUDA graph that draws anew in every replay: None, or a tensor on the device.
+        validate: for CUDA, where values cannot be checked without waiting for the device: wait, and raise what is raised
+            on the CPU. Without it a row that cannot be drawn from has indices -1, attention 0 and threshold NaN. On the
+            CPU values are always checked. It ends a graph of torch.compile, and cannot be recorded in a CUDA graph.
 
     Returns:
         Samples. The gradient of `Samples.attention` is exact, as that of a softmax at the indices for logits. The
@@ -72,17 +84,22 @@ def sample(attention: Tensor, n: int, *, replace: bool = False, logits: bool = F
         TypeError: no tensor; an rng that is none of the above. ValueError: one that does not fit into 64 bits.
     """
     check_tensor("attention", attention)
-    probabilities, indices, threshold, _ = _ops.direct(_ops.sample)(attention, to_rng(rng), n, replace, logits)
+    pair = to_rng(rng, attention)
+    probabilities, indices, threshold, log_mass = _ops.direct(_ops.sample)(attention, pair, n, replace, logits)
+    if validate and attention.is_cuda:
+        _validate.draws(log_mass, _ops.sample, attention, pair, n, replace, logits)
     return Samples(indices, probabilities, threshold)
 
 
-def topk(attention: Tensor, n: int, *, logits: bool = False) -> Samples:
+def topk(attention: Tensor, n: int, *, logits: bool = False, validate: bool = False) -> Samples:
     """The n largest cells a row, largest first, ties to the lower index: deterministic inference.
 
     Args and errors as for `sample`; cells of weight 0 may be taken. Use it with estimator="normalized".
     """
     check_tensor("attention", attention)
-    probabilities, indices, threshold, _ = _ops.direct(_ops.topk)(attention, n, logits)
+    probabilities, indices, threshold, log_mass = _ops.direct(_ops.topk)(attention, n, logits)
+    if validate and attention.is_cuda:
+        _validate.draws(log_mass, _ops.topk, attention, n, logits)
     return Samples(indices, probabilities, threshold)
 
 
@@ -94,6 +111,7 @@ def patch_origins(
     *,
     low_shape: Sizes | None = None,
     receptive_field: Sizes = 0,
+    validate: bool = False,
 ) -> Tensor:
     """Where the patches of cells begin in the full-resolution image.
 
@@ -108,6 +126,8 @@ def patch_origins(
         patch_size: one size for every axis, or D.
         low_shape: D sizes of the image that the attention network saw; the grid's by default.
         receptive_field: of the attention network without padding, in pixels of that image; 0 with padding.
+        validate: as for `sample`. Without it, on CUDA, what is no cell of the grid lies at -2**63 on every axis, where
+            patches hold padding alone.
 
     Returns:
         (B, n, D) int64. Patches may begin outside the image.
@@ -121,7 +141,7 @@ def patch_origins(
     axes = len(cells)
     if not 1 <= axes <= 3:
         raise ValueError(f"grid: must have 1 to 3 axes, got {axes}")
-    return _ops.direct(_ops.locate)(
+    arguments = (
         to_indices(indices),
         cells,
         cells if low_shape is None else to_sizes("low_shape", low_shape, axes),
@@ -129,6 +149,10 @@ def patch_origins(
         to_sizes("patch_size", patch_size, axes),
         to_sizes("receptive_field", receptive_field, axes),
     )
+    origins = _ops.direct(_ops.locate)(*arguments)
+    if validate and indices.is_cuda:
+        _validate.origins(origins, *arguments)
+    return origins
 
 
 def extract_patches(
@@ -249,6 +273,7 @@ def expectation(
     estimator: str = "murthy",
     threshold: Tensor | None = None,
     weights: Tensor | None = None,
+    validate: bool = False,
 ) -> Tensor:
     """Estimate sum_k a_k f_k over all cells from the n that were sampled.
 
@@ -260,6 +285,8 @@ def expectation(
             "normalized" (attention over its sum, for `topk`). All but the last are unbiased.
         threshold: (B,), `Samples.threshold`; only "horvitz_thompson" reads it.
         weights: (n,) with sum 1, only for "des_raj"; 1/n each by default.
+        validate: as for `sample`. Without it, on CUDA, what is estimated from an attention or a threshold that the
+            estimator does not take is NaN.
 
     Returns:
         (B, ...) with the dtype of features. The gradient with respect to attention is the unbiased score-function one:
@@ -270,7 +297,10 @@ def expectation(
     """
     check_tensor("features", features)
     check_tensor("attention", attention)
-    return _ops.direct(_ops.expectation)(features, attention, threshold, weights, estimator)
+    expected = _ops.direct(_ops.expectation)(features, attention, threshold, weights, estimator)
+    if validate and attention.is_cuda:
+        _validate.expectation(attention, threshold, weights, estimator)
+    return expected
 
 
 def expectation_backward(
@@ -289,14 +319,22 @@ def expectation_backward(
 
 
 def estimator_arrays(
-    attention: Tensor, estimator: str = "murthy", *, threshold: Tensor | None = None, weights: Tensor | None = None
+    attention: Tensor,
+    estimator: str = "murthy",
+    *,
+    threshold: Tensor | None = None,
+    weights: Tensor | None = None,
+    validate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What an estimator is made of: c (B, n) and M (B, n, n), as attention. Not differentiable.
 
     ``expectation = sum_i c_i f_i`` and ``d_attention_i = sum_j M_ij <f_j, grad>``. Args and errors as for `expectation`.
     """
     check_tensor("attention", attention)
-    return _ops.estimator_arrays(attention, threshold, weights, estimator)
+    c, m = _ops.estimator_arrays(attention, threshold, weights, estimator)
+    if validate and attention.is_cuda:
+        _validate.on_cpu(_ops.estimator_arrays, attention, threshold, weights, estimator)
+    return c, m
 
 
 def _extract(

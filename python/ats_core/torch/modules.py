@@ -71,6 +71,7 @@ class SamplePatches(nn.Module):
         replace: draw with replacement.
         receptive_field: of the attention network, in pixels of the image that it saw; 0 if it pads (`patch_origins`).
         scales, padding, fill, dtype, mean, std: as for `extract_patches`.
+        validate: as for `sample`: wait for a CUDA device to say whether values are bad.
 
     Raises:
         ValueError, TypeError: one of those that no image would suit.
@@ -89,11 +90,13 @@ class SamplePatches(nn.Module):
         dtype: torch.dtype | None = None,
         mean: Channels = None,
         std: Channels = None,
+        validate: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = _to_option("patch_size", patch_size, 1)
         self.n_patches = to_int("n_patches", n_patches)
         self.replace = replace
+        self.validate = validate
         self.receptive_field = _to_option("receptive_field", receptive_field, 0)
         if self.n_patches < 1:
             raise ValueError(f"n_patches: must be at least 1, got {n_patches}")
@@ -137,9 +140,9 @@ class SamplePatches(nn.Module):
             )
         check_images("x_high", x_high, axes)
         draws = (
-            topk(attention, self.n_patches)
+            topk(attention, self.n_patches, validate=self.validate)
             if deterministic
-            else sample(attention, self.n_patches, replace=self.replace, rng=rng)
+            else sample(attention, self.n_patches, replace=self.replace, rng=rng, validate=self.validate)
         )
         patches, origins = self.cut(draws.indices, attention.shape[1:], x_high, low_shape)
         return SampledPatches(patches, draws.attention, draws.indices, origins, draws.threshold)
@@ -156,6 +159,7 @@ class SamplePatches(nn.Module):
             self.patch_size,
             low_shape=low_shape,
             receptive_field=self.receptive_field,
+            validate=self.validate,
         )
         return extract_patches(x_high, origins, self.patch_size, **self.extraction), origins
 
@@ -166,15 +170,18 @@ class SamplePatches(nn.Module):
 class Expectation(nn.Module):
     """`expectation` with a fixed estimator: features (B, n, ...), attention (B, n) -> (B, ...)."""
 
-    def __init__(self, estimator: str = "murthy") -> None:
+    def __init__(self, estimator: str = "murthy", *, validate: bool = False) -> None:
         super().__init__()
         nothing = torch.empty((0, 1), device="cpu")
         with _as_value_error():  # the operation knows the names
             estimator_arrays(nothing, estimator, threshold=nothing[:, 0])
         self.estimator = estimator
+        self.validate = validate
 
     def forward(self, features: Tensor, attention: Tensor, threshold: Tensor | None = None) -> Tensor:
-        return expectation(features, attention, estimator=self.estimator, threshold=threshold)
+        return expectation(
+            features, attention, estimator=self.estimator, threshold=threshold, validate=self.validate
+        )
 
     def extra_repr(self) -> str:
         return repr(self.estimator)
@@ -245,7 +252,8 @@ class AttentionSampling(nn.Module):
             `SampleSoftmax`.
         feature: module: (B * n, C, *patch) -> (B * n, ...). With `scales`, or with a pyramid for x_high, the scales are
             stacked on the channel axis, the finest first: (B * n, S * C, *patch).
-        patch_size, n_patches, replace, receptive_field, scales, padding, fill, dtype, mean, std: as for `SamplePatches`.
+        patch_size, n_patches, replace, receptive_field, scales, padding, fill, dtype, mean, std, validate: as for
+            `SamplePatches`.
         estimator: as for `expectation`, unbiased (not "normalized"); "iid" exactly with replace=True.
         attention_regularizer: attention map (B, *grid) -> scalar, for example `MultinomialEntropy`. It is given the
             distribution that the map stands for, each row over its sum. After a call in training mode `regularization`
@@ -283,9 +291,10 @@ class AttentionSampling(nn.Module):
         dtype: torch.dtype | None = None,
         mean: Channels = None,
         std: Channels = None,
+        validate: bool = False,
     ) -> None:
         super().__init__()
-        self.expectation = Expectation(estimator)
+        self.expectation = Expectation(estimator, validate=validate)
         if estimator == "normalized":
             raise ValueError(
                 "estimator: 'normalized' is biased, and is what inference='topk' takes in eval mode; choose another to "
@@ -311,6 +320,7 @@ class AttentionSampling(nn.Module):
             dtype=dtype,
             mean=mean,
             std=std,
+            validate=validate,
         )
         self.attention_regularizer = attention_regularizer
         self.inference = inference
@@ -345,7 +355,9 @@ class AttentionSampling(nn.Module):
             features = self._expect_all(attention, x_high, low_shape)
         elif inference == "topk":
             features = self._look_at(draws.patches, len(low_shape))
-            features = expectation(features, draws.attention, estimator="normalized")
+            features = expectation(
+                features, draws.attention, estimator="normalized", validate=self.expectation.validate
+            )
         else:
             features = self._look_at(draws.patches, len(low_shape))
             features = self.expectation(features, draws.attention, draws.threshold)
