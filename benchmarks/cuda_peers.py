@@ -114,7 +114,7 @@ def compare(
 # ---- what is compared ----
 
 
-def patches(turns: int, smoke: bool) -> Iterator[timing.Record]:
+def byte_patches(turns: int, smoke: bool) -> Iterator[timing.Record]:
     side, samples, patch, channels = (64, 3, 9, 3) if smoke else (4096, 16, 224, 3)
     free = torch.cuda.mem_get_info()[0] if DEVICE == "cuda" else 2**30
     batch = 4 if smoke else int(max(1, min(128, 0.3 * free // (side * side * channels))))
@@ -145,8 +145,6 @@ def patches(turns: int, smoke: bool) -> Iterator[timing.Record]:
     elements = batch * samples * patch * patch * channels
     case = f"{batch} uint8 images {side} x {side} x {channels}, {samples} patches {patch} x {patch}, to bfloat16"
     yield from compare("Patches, NHWC", case, methods, turns, elements, 2 * elements)
-    del images, methods
-    yield from float_patches(turns, smoke)
 
 
 def float_patches(turns: int, smoke: bool) -> Iterator[timing.Record]:
@@ -207,7 +205,6 @@ def samples(turns: int, smoke: bool) -> Iterator[timing.Record]:
 
         methods: dict[str, Method] = {
             "ats_core.torch.sample": lambda number, at=at, n=n, rng=rng: ats.sample(at(number), n, rng=rng).indices,
-            "the same, rng=None": lambda number, at=at, n=n: ats.sample(at(number), n).indices,
             "torch.multinomial": lambda number, at=at, n=n: torch.multinomial(at(number), n),
             "exponential race + topk": race,
             "sum(1)" + timing.FLOOR: lambda number, at=at: at(number).sum(1),
@@ -220,7 +217,7 @@ def samples(turns: int, smoke: bool) -> Iterator[timing.Record]:
             for indices in methods[name](0):
                 assert len(indices.unique()) == n and 0 <= indices.min() and indices.max() < cells, name
         case = f"{batch} x {cells:,} float32, N = {n}"
-        yield from compare("Sampling without replacement", case, methods, turns)
+        yield from compare("Sampling without replacement", case, methods, turns, 4 * batch * cells)
         del weights, methods, at, race
 
 
@@ -326,7 +323,7 @@ def main() -> None:
         parser.error("torch.cuda.is_available() is false")
     torch.manual_seed(0)
     records, notes = [], []
-    for measure in (patches, samples, estimates):
+    for measure in (byte_patches, float_patches, samples, estimates):
         try:
             for found in measure(args.turns, args.smoke):
                 if "note" in found:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import expectation_peers
 import growth
+import kernel_resources
 import patches_peers
 import peers
 import report
@@ -271,6 +272,54 @@ def test_demo_profile(tmp_path):
     together = content["shares"].pop("all ats ops together")
     assert sum(content["shares"].values()) == pytest.approx(1) and 0 < together < 1
     assert content["threads"] == 1 and f"| all ats ops together | {100 * together:.2f} % |" in printed
+
+
+# ------------------------------------------------------------------------------------------------------------- CUDA
+
+
+def test_cuda_peers(tmp_path):
+    """Without a GPU everything runs on the CPU, but for the graphs: peers are checked, tables and numbers written."""
+    printed = run_script("cuda_peers.py", "--smoke", "--turns", "1", "--out", tmp_path)
+    assert printed.endswith((tmp_path / "cuda_peers.md").read_text())
+    content = json.loads((tmp_path / "cuda_peers.json").read_text())
+    assert {record["group"].split(",")[0] for record in content["results"]} == {
+        "Patches",
+        "Sampling without replacement",
+        "Expectation",
+    }
+    for record in content["results"]:
+        names = list(record["milliseconds"])
+        assert names[0].startswith("ats_core.torch.") and list(record["ratios"]) == names[1:]
+        assert all(time > 0 for time in record["milliseconds"].values())
+        assert f"| {record['case']} | {record['how']} | " in printed
+    assert len(content["host_microseconds"]) == 10 and "| torch.topk | " in printed
+
+
+PTXAS = """
+[1/2] Building CUDA object CMakeFiles/ats_kernels.dir/libats/src/locate.cu.o
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN3ats4cuda10run_kernelINS0_12_GLOBAL__N_16LocateEEEvT_' for 'sm_90'
+ptxas info    : Function properties for _ZN3ats4cuda10run_kernelINS0_12_GLOBAL__N_16LocateEEEvT_
+    16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Function properties for _ZN3ats5otherEv
+    99 bytes stack frame, 99 bytes spill stores, 99 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 16 bytes cumulative stack size, 2048 bytes smem, 400 bytes cmem[0]
+[2/2] Building CUDA object CMakeFiles/ats_kernels.dir/libats/src/topk.cu.o
+ptxas info    : 0 bytes gmem
+"""
+
+
+def test_what_ptxas_says():
+    [record] = kernel_resources.read(PTXAS)
+    assert record == {
+        "kernel": "Locate",
+        "file": "locate.cu",
+        "architecture": "90",
+        "registers": 40,
+        "shared": 2048,
+        "stack": 16,
+        "spilled": 12,
+    }
 
 
 def test_every_script_of_bench_peers_is_there():

@@ -101,20 +101,26 @@ def in_numpy(case):
     return dict(samples._asdict(), origins=origins, patches=patches, expected=expected, d_map=d_map)
 
 
-def in_torch(case):
+def in_torch(case, device="cpu"):
     torch = pytest.importorskip("torch")
     ats = importlib.import_module("ats_core.torch")
-    weights = torch.tensor(case.weights, requires_grad=True)
+    weights = torch.tensor(case.weights, requires_grad=True, device=device)
     samples = ats.sample(weights, N, replace=case.replace, rng=case.rng)
     origins = ats.patch_origins(samples.indices, case.grid, case.high, case.patch, low_shape=case.low, **case.locate)
     options = {**case.extract, "dtype": torch.float32, "data_format": case.data_format}
-    image = torch.from_numpy(case.given(case.image))
+    image, matrix, slope = (torch.from_numpy(x).to(device) for x in (case.given(case.image), case.matrix, case.slope))
     patches = case.flat(ats.extract_patches(image, origins, case.patch, **options), torch.reshape, torch.movedim)
     more = {"estimator": case.estimator, "threshold": samples.threshold}
-    expected = ats.expectation(patches @ torch.from_numpy(case.matrix), samples.attention, **more)
-    expected.backward(torch.from_numpy(case.slope))
+    expected = ats.expectation(patches @ matrix, samples.attention, **more)
+    expected.backward(slope)
     found = dict(samples._asdict(), origins=origins, patches=patches, expected=expected, d_map=weights.grad)
-    return {name: value.detach().numpy() for name, value in found.items()}
+    return {name: value.detach().cpu().numpy() for name, value in found.items()}
+
+
+def in_torch_cuda(case):
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("torch-cuda: torch.cuda.is_available() is false")
+    return in_torch(case, "cuda")
 
 
 def in_tensorflow(case):
@@ -179,6 +185,7 @@ def in_keras(case):
 PLACES = [
     pytest.param(in_numpy, id="numpy"),
     pytest.param(in_torch, id="torch"),
+    pytest.param(in_torch_cuda, id="torch-cuda"),
     pytest.param(in_tensorflow, id="tensorflow"),
     pytest.param(in_keras, id=f"keras-{os.environ.get('KERAS_BACKEND', 'tensorflow')}", marks=pytest.mark.keras),
 ]

@@ -153,6 +153,12 @@ def test_without_a_framework_the_error_says_so(numpy_only, module, name):
     assert last.startswith(("ImportError: ", "ModuleNotFoundError: ")) and name in last and "pip install" in last
 
 
+def test_the_package_says_what_it_has():
+    info = ats_core.build_info()
+    assert info["version"] == ats_core.__version__
+    assert all(re.fullmatch(r"\d+\w*(-real|-virtual)?|native|all|all-major", x) for x in info["cuda_architectures"])
+
+
 # ---- adapters compiled at first import ----
 
 IMPORT = "import ats_core.torch, torch; print('imported', ats_core.__file__)"
@@ -250,7 +256,10 @@ def pytorch_with_cuda(tmp_path_factory):
 
 def missing_in_this_pytorch(library):
     home = Path(pytest.importorskip("torch").__file__).parent / "lib"
-    exported = {line.split()[-1] for line in run(need("nm"), "-D", "--defined-only", home / "libtorch_cpu.so").stdout.splitlines()}
+    exported = {
+        line.split()[-1]
+        for line in run(need("nm"), "-D", "--defined-only", home / "libtorch_cpu.so").stdout.splitlines()
+    }
     undefined = {line.split()[-1] for line in run(need("nm"), "-D", "-u", library).stdout.splitlines()}
     return {name for name in undefined if name.startswith(("aoti_torch_", "torch_"))} - exported
 

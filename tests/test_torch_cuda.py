@@ -190,6 +190,7 @@ def test_gradcheck_of_the_expectation_at_the_features(estimator):
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from within PyTorch
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rng", [(1, 2), "tensor"])
 def test_compile_equals_eager(backend, rng):
@@ -202,6 +203,7 @@ def test_compile_equals_eager(backend, rng):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from within PyTorch
 def test_compile_with_graphs_draws_anew():
     """mode="reduce-overhead" records a CUDA graph; rng=None draws from a generator that the graph knows."""
     torch._dynamo.reset()

@@ -441,7 +441,9 @@ def test_what_validate_asks_the_cpu():
     with pytest.raises(RuntimeError, match=r"^expectation: attention must hold probabilities .* row 1"):
         _validate.expectation(attention, None, None, "murthy")
     with pytest.raises(RuntimeError, match=r"^sample: attention .*row 1"):
-        _validate.draws(torch.tensor([0.0, float("nan")]), _ops.sample, attention, torch.tensor([1, 2]), 2, False, False)
+        _validate.draws(
+            torch.tensor([0.0, float("nan")]), _ops.sample, attention, torch.tensor([1, 2]), 2, False, False
+        )
     indices = torch.tensor([[0, 20]])
     sizes = (4, 5), (4, 5), (4, 5), (1, 1), (0, 0)
     with pytest.raises(RuntimeError, match=r"^locate: indices must lie in"):

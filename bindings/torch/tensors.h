@@ -189,16 +189,14 @@ struct OptionalArgument {
   operator View() const { return argument ? &argument->view : nullptr; }
 };
 
-// Scratch memory: a little of it on the stack of the CPU, the rest from PyTorch's allocator.
+// Scratch memory: a little of it on the stack of the CPU, the rest from PyTorch's allocator. Never NULL.
 struct Workspace {
   alignas(64) std::byte little[4096];
-  void* data = nullptr;
+  void* data = little;
   std::optional<Argument> memory;
 
   Workspace(size_t bytes, const ats_tensor& like) {
-    if (like.device == ATS_CPU && bytes <= sizeof(little)) {
-      data = little;
-    } else if (bytes > 0) {
+    if (bytes > (like.device == ATS_CPU ? sizeof(little) : 0)) {
       ats_tensor wanted{};
       wanted.ndim = 1;
       wanted.shape[0] = static_cast<int64_t>(bytes);

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import sysconfig
 import time
-import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "build" / "test-cuda"
@@ -51,7 +52,9 @@ def missing() -> list[str]:
     lacks = [f"{name}, on PATH" for name in ("nvcc", "cmake") if not shutil.which(name)]
     if not shutil.which(os.environ.get("CXX", "c++").split()[0]):
         lacks.append("a C++17 compiler (c++, or CXX)")
-    lacks += [f"Python's module {name}" for name in ("numpy", "pybind11", "torch") if not importlib.util.find_spec(name)]
+    lacks += [
+        f"Python's module {name}" for name in ("numpy", "pybind11", "torch") if not importlib.util.find_spec(name)
+    ]
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         lacks.append("Python.h, Python's C headers")
     if importlib.util.find_spec("torch"):
@@ -106,7 +109,9 @@ class Runner:
 
     def finish(self, step: Step) -> bool:
         step.seconds += time.monotonic()
-        print(f"   {step.passed} passed, {len(step.failed)} failed, {len(step.skipped)} skipped {step.note}", flush=True)
+        print(
+            f"   {step.passed} passed, {len(step.failed)} failed, {len(step.skipped)} skipped {step.note}", flush=True
+        )
         return not step.failed
 
 
@@ -127,7 +132,14 @@ def build(runner: Runner) -> bool:
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": __import__("pybind11").get_cmake_dir(),
     }
-    configure: list[object] = ["cmake", "-S", ROOT, "-B", BUILD, *(f"-D{key}={value}" for key, value in options.items())]
+    configure: list[object] = [
+        "cmake",
+        "-S",
+        ROOT,
+        "-B",
+        BUILD,
+        *(f"-D{key}={value}" for key, value in options.items()),
+    ]
     configure += ["-G", "Ninja"] * bool(shutil.which("ninja"))
     jobs = os.environ.get("JOBS") or os.cpu_count()
     shutil.rmtree(SITE, ignore_errors=True)
@@ -150,16 +162,20 @@ def programs() -> list[Path]:
     return sorted(path for path in (BUILD / "gpu_tests").glob("gpu_*") if os.access(path, os.X_OK))
 
 
-def run_programs(runner: Runner, name: str, prefix: list[object], seconds: float) -> None:
+def run_programs(runner: Runner, name: str, prefix: list[object], seconds: float, at_once: int = 1) -> None:
     step = runner.step(name)
-    for program in programs():
-        log = f"{program.name}_{name.split()[0]}"
-        status, _ = runner.run(log, [*prefix, program], seconds)
+
+    def run(program: Path) -> int | None:
+        return runner.run(f"{program.name}_{name.split()[0]}", [*prefix, program], seconds)[0]
+
+    with ThreadPoolExecutor(at_once) as pool:
+        found = list(zip(programs(), pool.map(run, programs()), strict=True))
+    for program, status in found:
         if status == 0:
             step.passed += 1
         else:
             step.failed.append(program.name + (" (out of time)" if status is None else ""))
-    if not programs():
+    if not found:
         step.failed.append("no program was built")
     runner.finish(step)
 
@@ -203,7 +219,7 @@ def sanitize(runner: Runner) -> None:
         name = f"{tool} of the C++ tests"
         if sanitizer:
             prefix: list[object] = [sanitizer, "--tool", tool, "--error-exitcode", "9", *options]
-            run_programs(runner, name, prefix, 90)
+            run_programs(runner, name, prefix, 120, at_once=4)
         else:
             step = runner.step(name)
             step.note = "not run: there is no compute-sanitizer on PATH"
@@ -232,6 +248,9 @@ def main() -> None:
     parser.add_argument("--out", type=timing.folder, help="folder for cuda_tests.md")
     parser.add_argument("--build-only", action="store_true", help="for the benchmarks: build/test-cuda/site")
     args = parser.parse_args()
+    # Where tools are that are not on PATH: Python's own, and the CUDA toolkit's.
+    places = [Path(sys.executable).parent, Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")]
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)])
     lacks = missing()
     if lacks:
         sys.exit("Missing on this machine:\n" + "\n".join(f"  - {item}" for item in lacks))

@@ -179,9 +179,7 @@ class Expectation(nn.Module):
         self.validate = validate
 
     def forward(self, features: Tensor, attention: Tensor, threshold: Tensor | None = None) -> Tensor:
-        return expectation(
-            features, attention, estimator=self.estimator, threshold=threshold, validate=self.validate
-        )
+        return expectation(features, attention, estimator=self.estimator, threshold=threshold, validate=self.validate)
 
     def extra_repr(self) -> str:
         return repr(self.estimator)
