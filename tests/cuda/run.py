@@ -30,7 +30,7 @@ BUILD, SITE = HOME / "build", HOME / "site"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import timing
 
-TARGETS = ("ats", "ats_python", "ats_torch", "ats_torch_cuda", "gpu_tests")
+PACKAGE = ("ats", "ats_python", "ats_torch", "ats_torch_cuda")
 SANITIZERS = {  # what it is run with, so that errors are counted
     "memcheck": ["--leak-check", "no"],
     "racecheck": [],
@@ -115,6 +115,13 @@ class Runner:
         return not step.failed
 
 
+def compile_targets(*targets: str) -> list[object]:
+    """What fails to compile does not keep others from it."""
+    jobs = os.environ.get("JOBS") or os.cpu_count()
+    keep_going = ["-k", "0"] if shutil.which("ninja") else ["-k"]
+    return ["cmake", "--build", BUILD, "--parallel", jobs, "--target", *targets, "--", *keep_going]
+
+
 def build(runner: Runner) -> bool:
     import torch
 
@@ -141,11 +148,10 @@ def build(runner: Runner) -> bool:
         *(f"-D{key}={value}" for key, value in options.items()),
     ]
     configure += ["-G", "Ninja"] * bool(shutil.which("ninja"))
-    jobs = os.environ.get("JOBS") or os.cpu_count()
     shutil.rmtree(SITE, ignore_errors=True)
     for log, command, seconds in [
         ("configure", configure, 60),
-        ("build", ["cmake", "--build", BUILD, "--parallel", jobs, "--target", *TARGETS], 300),
+        ("build", compile_targets(*PACKAGE), 300),
         ("install", ["cmake", "--install", BUILD], 30),
     ]:
         status, _ = runner.run(log, command, seconds)
@@ -156,6 +162,13 @@ def build(runner: Runner) -> bool:
     for package in ("ats_core", "ats"):
         shutil.copytree(ROOT / "python" / package, SITE / package, dirs_exist_ok=True)
     return runner.finish(step)
+
+
+def build_programs(runner: Runner) -> None:
+    step = runner.step("build of the C++ tests")
+    status, _ = runner.run("build_programs", compile_targets("gpu_tests"), 120)
+    step.passed, step.failed = (1, []) if status == 0 else (0, ["build_programs"])
+    runner.finish(step)
 
 
 def programs() -> list[Path]:
@@ -259,6 +272,7 @@ def main() -> None:
     if args.build_only:
         sys.exit(not build(runner))
     if build(runner):
+        build_programs(runner)
         run_programs(runner, "C++ tests", [], 60)
         run_pytest(runner)
         sanitize(runner)
