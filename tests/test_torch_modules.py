@@ -72,6 +72,28 @@ def test_it_is_the_functions_in_a_row():
     torch.testing.assert_close(output.features, ats.expectation(features, draws.attention, threshold=draws.threshold))
 
 
+def test_validate_reaches_the_functions_and_changes_nothing_on_the_cpu(monkeypatch):
+    seen = []
+
+    def watched(name, function):
+        def call(*args, **options):
+            seen.append((name, options["validate"]))
+            return function(*args, **options)
+
+        return call
+
+    for name in ("sample", "topk", "patch_origins", "expectation"):
+        monkeypatch.setattr(f"ats_core.torch.modules.{name}", watched(name, getattr(ats, name)))
+    for inference in ("sample", "topk"):
+        for validate in (False, True):
+            low, high = images()
+            expected = network(inference=inference).eval()(low, high, rng=3)
+            seen.clear()
+            found = network(inference=inference, validate=validate).eval()(low, high, rng=3)
+            assert seen == [(name, validate) for name in (inference, "patch_origins", "expectation")]
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_the_estimate_is_right_on_average():
     """500 estimates of one image: their mean is within 5 standard errors of the exact expectation."""
     model, (low, high) = network(n_patches=3).eval(), images(batch=1)
