@@ -1,5 +1,5 @@
-// The kernels for the CPU. Each is the same five steps: views of the inputs, shape and allocation of the outputs, workspace,
-// the call, the status. Rules and words are the core's.
+// The kernels, the same for CPU and GPU. Each is the same five steps: views of the inputs, shape and allocation of the
+// outputs, workspace, the call, the status. Rules and words are the core's, also where it was built without CUDA.
 #include "tensors.h"
 
 namespace ats_tensorflow {
@@ -135,18 +135,25 @@ void estimator_arrays(OpKernelContext* context, const EstimatorOption& option) {
                              Executor(context)));
 }
 
-// ---- registration: one kernel for all dtypes ----
+// ---- registration: one kernel for all dtypes, on either device ----
 
-using tensorflow::DEVICE_CPU;
-REGISTER_KERNEL_BUILDER(Name("Ats>Sample").Device(DEVICE_CPU), Kernel<SampleOptions, sample>);
-REGISTER_KERNEL_BUILDER(Name("Ats>TopK").Device(DEVICE_CPU), Kernel<DrawOptions, topk>);
-REGISTER_KERNEL_BUILDER(Name("Ats>SampleGrad").Device(DEVICE_CPU), Kernel<LogitsOption, sample_grad>);
-REGISTER_KERNEL_BUILDER(Name("Ats>Locate").Device(DEVICE_CPU), Kernel<LocateOptions, locate>);
-REGISTER_KERNEL_BUILDER(Name("Ats>ExtractPatches").Device(DEVICE_CPU), Kernel<PatchesOptions, extract_patches>);
-REGISTER_KERNEL_BUILDER(Name("Ats>ExtractPatchesGrad").Device(DEVICE_CPU),
-                        Kernel<PatchesOptions, extract_patches_grad>);
-REGISTER_KERNEL_BUILDER(Name("Ats>Expectation").Device(DEVICE_CPU), Kernel<EstimatorOption, expectation>);
-REGISTER_KERNEL_BUILDER(Name("Ats>ExpectationGrad").Device(DEVICE_CPU), Kernel<EstimatorOption, expectation_grad>);
-REGISTER_KERNEL_BUILDER(Name("Ats>EstimatorArrays").Device(DEVICE_CPU), Kernel<EstimatorOption, estimator_arrays>);
+// Inputs named by HostMemory are those that the host reads. rng is not among them: a GPU reads its own, where Keras's seed
+// generators have theirs, and nobody waits for it.
+#define ATS_REGISTER(kernel, ...)                                              \
+  REGISTER_KERNEL_BUILDER(kernel.Device(tensorflow::DEVICE_CPU), __VA_ARGS__); \
+  REGISTER_KERNEL_BUILDER(kernel.Device(tensorflow::DEVICE_GPU), __VA_ARGS__)
+
+ATS_REGISTER(Name("Ats>Sample"), Kernel<SampleOptions, sample>);
+ATS_REGISTER(Name("Ats>TopK"), Kernel<DrawOptions, topk>);
+ATS_REGISTER(Name("Ats>SampleGrad"), Kernel<LogitsOption, sample_grad>);
+ATS_REGISTER(Name("Ats>Locate").HostMemory("grid").HostMemory("low_shape").HostMemory("image_shape"),
+             Kernel<LocateOptions, locate>);
+ATS_REGISTER(Name("Ats>ExtractPatches").HostMemory("fill").HostMemory("mean").HostMemory("std"),
+             Kernel<PatchesOptions, extract_patches>);
+ATS_REGISTER(Name("Ats>ExtractPatchesGrad").HostMemory("image_shape").HostMemory("std"),
+             Kernel<PatchesOptions, extract_patches_grad>);
+ATS_REGISTER(Name("Ats>Expectation"), Kernel<EstimatorOption, expectation>);
+ATS_REGISTER(Name("Ats>ExpectationGrad"), Kernel<EstimatorOption, expectation_grad>);
+ATS_REGISTER(Name("Ats>EstimatorArrays"), Kernel<EstimatorOption, estimator_arrays>);
 
 }  // namespace ats_tensorflow

@@ -1,8 +1,10 @@
-// TensorFlow's tensors as the core's views: inputs, new outputs, scratch memory; its threads as the core's executor.
+// TensorFlow's tensors as the core's views: inputs, new outputs, scratch memory; its threads, or its stream of a GPU, as the
+// core's executor.
 #pragma once
 
 #include <tensorflow/core/framework/op_kernel.h>
 #include <tensorflow/core/platform/denormal.h>
+#include <xla/stream_executor/stream.h>
 
 #include <algorithm>
 #include <optional>
@@ -20,6 +22,14 @@ using tensorflow::TensorShape;
 
 // ---- tensors ----
 
+// Where the kernel runs, and all of its tensors are but those that it was registered to have in the host's memory. Of
+// CUDA's numbers for a GPU TensorFlow has it here, not its own (which count visible and logical devices).
+inline void place(const OpKernelContext* context, ats_tensor& view) {
+  const auto* gpu = context->device()->tensorflow_accelerator_device_info();
+  view.device = gpu ? ATS_CUDA : ATS_CPU;
+  view.device_index = gpu ? gpu->gpu_id : 0;
+}
+
 // The input of that number. TensorFlow's tensors are contiguous.
 struct Input {
   ats_tensor view{};
@@ -32,10 +42,11 @@ struct Input {
     view.dtype = core_dtype(tensor.dtype());
     for (int axis = 0; axis < view.ndim; ++axis) view.shape[axis] = tensor.dim_size(axis);
     ats::set_strides(view);
+    if (context->op_kernel().input_memory_types()[number] == tensorflow::DEVICE_MEMORY) place(context, view);
   }
   operator View() const { return &view; }
 
-  // The values of a short vector of sizes or numbers.
+  // The values of a short vector of sizes or numbers, which is in the host's memory.
   template <typename T>
   std::vector<T> values(const std::string& name) const {
     require(view.ndim == 1 && view.dtype == ats::dtype_of<T>(), name + ": must be a vector");
@@ -71,12 +82,15 @@ struct Output {
     Tensor* tensor = nullptr;
     check(context->allocate_output(number, shape, &tensor));
     view.data = tensor->data();
+    place(context, view);
     ats::move_axis(view, channels, view.ndim - 1);
   }
   operator View() const { return &view; }
 };
 
-// Scratch memory from TensorFlow's allocator.
+// Scratch memory from TensorFlow's allocator. On a GPU it is given back while the work that uses it is still queued: all
+// kernels of a TensorFlow device share one stream and one allocator, so whoever gets the memory next writes to it later in
+// that stream. (Copies on other streams wait for the stream before they touch memory, and hold what they read.)
 struct Workspace {
   Tensor memory;
   Workspace(OpKernelContext* context, size_t bytes) {
@@ -87,11 +101,17 @@ struct Workspace {
 };
 
 // Work runs on TensorFlow's own threads: its setting of intra-op parallelism holds, and two pools do not fight for cores.
+// On a GPU it runs on TensorFlow's stream.
 struct Executor {
-  ats_executor pool{};
+  ats_executor core{};
+
   explicit Executor(OpKernelContext* context) {
-    pool.context = context->device()->tensorflow_cpu_worker_threads()->workers;
-    pool.parallel_for = [](void* workers, int64_t begin, int64_t end, int64_t grain, ats_body body, void* data) {
+    if (context->device()->tensorflow_accelerator_device_info()) {
+      core.stream = context->op_device_context()->stream()->platform_specific_handle().stream;
+      return;
+    }
+    core.context = context->device()->tensorflow_cpu_worker_threads()->workers;
+    core.parallel_for = [](void* workers, int64_t begin, int64_t end, int64_t grain, ats_body body, void* data) {
       using Pool = tensorflow::thread::ThreadPool;
       auto* threads = static_cast<Pool*>(workers);
       // By its old name, which TensorFlow 2.18 has too. A few ranges a thread, so that a slow one does not keep the others waiting.
@@ -105,7 +125,7 @@ struct Executor {
                            });
     };
   }
-  operator const ats_executor*() const { return &pool; }
+  operator const ats_executor*() const { return &core; }
 };
 
 // A kernel is a function of the context and of options that are made of the attributes.
@@ -121,7 +141,8 @@ class Kernel : public tensorflow::OpKernel {
   }
 
   void Compute(OpKernelContext* context) final {
-    // TensorFlow runs kernels with subnormals taken for zero; the core's results are the same everywhere.
+    // TensorFlow runs kernels with subnormals taken for zero; the core's results are the same everywhere. (Before a GPU is
+    // told what to do the host computes too.)
     const tensorflow::port::ScopedDontFlushDenormal keep_subnormals;
     try {
       Run(context, *options_);
