@@ -36,7 +36,8 @@ class AttentionSampling(keras.layers.Layer):
         feature: a Keras layer, model or callable, patches (B * n, *patch, C) -> (B * n, ...). With `scales` these are
             stacked on the channel axis, the finest first: (B * n, *patch, S * C).
         patch_size: one size for every spatial axis, or one each; by default that of the feature layer's input.
-        n_patches, replace, receptive_field, scales, padding, fill, mean, std, inference, seed: as for `SamplePatches`.
+        n_patches, replace, receptive_field, scales, padding, fill, mean, std, inference, seed, validate: as for
+            `SamplePatches`.
         attention_regularizer: as for `ActivityRegularizer`, of the attention layer's output; `multinomial_entropy`.
         estimator: as for `Expectation`, unbiased; "iid" with replace=True (and only then), otherwise
             `default_estimator`, which is "murthy", in `ats` "des_raj".
@@ -78,6 +79,7 @@ class AttentionSampling(keras.layers.Layer):
         inference: str = "sample",
         data_format: str | None = None,
         seed: SupportsIndex | None = None,
+        validate: bool = False,
         name: str | None = None,
         dtype: Any = None,
         **kwargs: Any,
@@ -98,7 +100,7 @@ class AttentionSampling(keras.layers.Layer):
             return None if name is None else f"{name}_{suffix}"
 
         self.expectation = Expectation(
-            estimator, inference=inference, dtype=self.dtype_policy, name=part("expectation")
+            estimator, inference=inference, validate=validate, dtype=self.dtype_policy, name=part("expectation")
         )
         self.attention = attention
         self.feature = feature
@@ -116,6 +118,7 @@ class AttentionSampling(keras.layers.Layer):
             data_format=self.data_format,
             seed=seed,
             details=estimator == "horvitz_thompson",
+            validate=validate,
             dtype=self.dtype_policy,
             name=part("sample_patches"),
         )
@@ -179,7 +182,7 @@ class AttentionSampling(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         sampler = self.sampler.get_config()
         names = ("patch_size", "n_patches", "replace", "receptive_field", "scales", "padding", "fill", "mean", "std",
-                 "inference", "data_format", "seed")  # fmt: skip
+                 "inference", "data_format", "seed", "validate")  # fmt: skip
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),

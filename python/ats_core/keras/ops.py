@@ -18,16 +18,18 @@ patch_origins = _functions.patch_origins
 expectation = _functions.expectation
 
 
-def sample(attention: Any, n: int, *, replace: bool = False, logits: bool = False, rng: Any = None) -> Any:
+def sample(
+    attention: Any, n: int, *, replace: bool = False, logits: bool = False, rng: Any = None, validate: bool = False
+) -> Any:
     """`ats_core.sample` on tensors of the backend."""
     if ON_TORCH and attention.is_meta:
         rng = 0  # Keras asks for shapes only, and its seeds have no values there
-    return _functions.sample(attention, n, replace=replace, logits=logits, rng=rng)
+    return _functions.sample(attention, n, replace=replace, logits=logits, rng=rng, validate=validate)
 
 
-def topk(attention: Any, n: int, *, logits: bool = False) -> Any:
+def topk(attention: Any, n: int, *, logits: bool = False, validate: bool = False) -> Any:
     """`ats_core.topk` on tensors of the backend."""
-    return _functions.topk(attention, n, logits=logits)
+    return _functions.topk(attention, n, logits=logits, validate=validate)
 
 
 def extract_patches(image: Any, origins: Any, patch_size: Any, *, dtype: str | None = None, **options: Any) -> Any:

@@ -98,6 +98,7 @@ class SamplePatches(RandomLayer):
         data_format: keras.config.image_data_format() by default.
         seed: of the random numbers, see `RandomLayer`. Call c of the layer draws with rng=(seed, c * 2**32).
         details: return the indices, the origins and the threshold too.
+        validate: as for `sample` of the backend: wait for a GPU to say whether the attention is bad. The CPU always says so.
 
     Call:
         [x_low, x_high, attention]: (B, *low, C), (B, *high, C) of any dtype of `ats_core.extract_patches`, and
@@ -129,6 +130,7 @@ class SamplePatches(RandomLayer):
         data_format: str | None = None,
         seed: SupportsIndex | None = None,
         details: bool = False,
+        validate: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(seed, **kwargs)
@@ -143,6 +145,7 @@ class SamplePatches(RandomLayer):
         self.inference = to_choice("inference", inference, INFERENCE)
         self.data_format = to_data_format(data_format)
         self.details = to_bool("details", details)
+        self.validate = to_bool("validate", validate)
         self.supports_jit = False
 
     @property
@@ -155,10 +158,16 @@ class SamplePatches(RandomLayer):
         if has_channels(attention, x_low, self._channel_axis):
             attention = keras.ops.squeeze(attention, self._channel_axis)
         if self.inference == "topk" and not training:
-            draws = ops.topk(attention, self.n_patches, logits=self.use_logits)
+            draws = ops.topk(attention, self.n_patches, logits=self.use_logits, validate=self.validate)
         else:
-            rng = self.next_rng() if rng is None else rng
-            draws = ops.sample(attention, self.n_patches, replace=self.replace, logits=self.use_logits, rng=rng)
+            draws = ops.sample(
+                attention,
+                self.n_patches,
+                replace=self.replace,
+                logits=self.use_logits,
+                rng=self.next_rng() if rng is None else rng,
+                validate=self.validate,
+            )
         axes = len(x_low.shape) - 2
         patch_size = to_axes("patch_size", self.patch_size, axes)
         origins = ops.patch_origins(
@@ -215,6 +224,7 @@ class SamplePatches(RandomLayer):
             "inference": self.inference,
             "data_format": self.data_format,
             "details": self.details,
+            "validate": self.validate,
         }
 
 
@@ -226,6 +236,7 @@ class Expectation(keras.layers.Layer):
         estimator: as for `ats_core.expectation`: "murthy", "des_raj" (the paper's), "horvitz_thompson" (needs the
             threshold), "iid" (for sampling with replacement), "normalized" (biased; for the most attended cells).
         inference: "topk" takes "normalized" when not training, which is what `SamplePatches` needs there.
+        validate: as for `expectation` of the backend: wait for a GPU to say whether the attention is bad.
 
     Call:
         [features, sampled_attention] or [features, sampled_attention, threshold]: (B, n, ...), (B, n), (B,).
@@ -234,10 +245,13 @@ class Expectation(keras.layers.Layer):
         (B, ...) with the dtype of features.
     """
 
-    def __init__(self, estimator: str = "murthy", *, inference: str = "sample", **kwargs: Any) -> None:
+    def __init__(
+        self, estimator: str = "murthy", *, inference: str = "sample", validate: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         self.estimator = to_estimator(estimator)
         self.inference = to_choice("inference", inference, INFERENCE)
+        self.validate = to_bool("validate", validate)
         self.supports_jit = False
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -248,6 +262,7 @@ class Expectation(keras.layers.Layer):
             at_least_float32(attention),
             estimator=estimator,
             threshold=at_least_float32(threshold[0]) if threshold and estimator == "horvitz_thompson" else None,
+            validate=self.validate,
         )
 
     def _unpack(self, inputs: Any) -> Any:
@@ -272,4 +287,9 @@ class Expectation(keras.layers.Layer):
         return KerasTensor((features.shape[0], *features.shape[2:]), dtype=features.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "estimator": self.estimator, "inference": self.inference}
+        return {
+            **super().get_config(),
+            "estimator": self.estimator,
+            "inference": self.inference,
+            "validate": self.validate,
+        }

@@ -5,6 +5,7 @@ The operations check the rest. Shapes may be unknown while a graph is made: they
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
@@ -20,6 +21,13 @@ Rng: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Tensor | None
 Channels: TypeAlias = float | ArrayLike | Tensor | None
 
 _NARROWER = (tf.int32, tf.int16, tf.int8, tf.uint8, tf.uint16, tf.uint32)  # all fit into int64
+
+
+def on_host() -> Any:
+    """A scope for what kernels read on the host: made on a GPU it would have to be waited for."""
+    if tf.executing_eagerly() and not tf.config.list_logical_devices("GPU"):
+        return contextlib.nullcontext()  # the same, sooner
+    return tf.device("CPU:0")
 
 
 def to_tensor(name: str, value: Any, dtype: Any = None) -> Tensor:
@@ -78,13 +86,14 @@ def to_sizes(name: str, sizes: Sizes, axes: int | None = None) -> list[int]:
 
 def to_shape(name: str, shape: Shape, axes: int) -> Tensor:
     """Sizes as an int64 vector, which may be known only when the graph runs. A single one stands for each axis."""
-    if not tf.is_tensor(shape) and not (isinstance(shape, (tuple, list)) and any(map(tf.is_tensor, shape))):
-        return tf.constant(to_sizes(name, shape, axes), tf.int64)
-    sizes = to_integers(name, shape)
-    if sizes.dtype != tf.int64:
-        raise TypeError(f"{name}: must be integers, got a tensor of {sizes.dtype.name}")
-    if sizes.shape.rank == 0:
-        sizes = tf.fill((axes,), sizes)
+    with on_host():
+        if not tf.is_tensor(shape) and not (isinstance(shape, (tuple, list)) and any(map(tf.is_tensor, shape))):
+            return tf.constant(to_sizes(name, shape, axes), tf.int64)
+        sizes = to_integers(name, shape)
+        if sizes.dtype != tf.int64:
+            raise TypeError(f"{name}: must be integers, got a tensor of {sizes.dtype.name}")
+        if sizes.shape.rank == 0:
+            sizes = tf.fill((axes,), sizes)
     if not sizes.shape.is_compatible_with((axes,)):
         raise ValueError(f"{name}: must have {axes} values, one a spatial axis, got a tensor of shape {sizes.shape}")
     return sizes
@@ -115,16 +124,20 @@ def to_scales(scales: Sequence[SupportsIndex] | None) -> list[int]:
 def to_channels(name: str, values: Channels, image: Tensor, axis: int) -> Tensor:
     """One float64 number a channel, a single one for each; empty for None."""
     if values is None:
-        return tf.zeros((0,), tf.float64)
+        with on_host():
+            return tf.zeros((0,), tf.float64)
     channels = image.shape[axis]
     what = f"a number or one a channel ({'unknown yet' if channels is None else channels})"
-    numbers = to_tensor(name, values, tf.float64)
-    if not (numbers.dtype.is_floating or numbers.dtype.is_integer):
-        raise TypeError(f"{name}: must be {what}, got {values!r}")
-    numbers = tf.cast(numbers, tf.float64)
+    with on_host():
+        numbers = to_tensor(name, values, tf.float64)
+        if not (numbers.dtype.is_floating or numbers.dtype.is_integer):
+            raise TypeError(f"{name}: must be {what}, got {values!r}")
+        numbers = tf.cast(numbers, tf.float64)
     count = numbers.shape.num_elements()
     if count == 1:
-        return tf.fill((tf.shape(image)[axis],), tf.reshape(numbers, ()))
+        repeats = tf.shape(image)[axis] if channels is None else channels  # where the image is, which stays there
+        with on_host():
+            return tf.fill((repeats,), tf.reshape(numbers, ()))
     if numbers.shape.rank not in (None, 1) or (None not in (count, channels) and count != channels):
         raise ValueError(f"{name}: must be {what}, got shape {tuple(numbers.shape)}")
     return numbers

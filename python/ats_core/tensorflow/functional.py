@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ats_core._arguments import to_bool, to_float, to_name
 
-from . import _ops
+from . import _ops, _validate
 from ._arguments import (
     Channels,
     Rng,
@@ -20,6 +20,7 @@ from ._arguments import (
     count_axes,
     is_channels_first,
     is_single,
+    on_host,
     to_channels,
     to_dtype,
     to_int,
@@ -53,7 +54,13 @@ class Samples(NamedTuple):
 
 @plain_python
 def sample(
-    attention: Tensor, n: SupportsIndex, *, replace: bool = False, logits: bool = False, rng: Rng = None
+    attention: Tensor,
+    n: SupportsIndex,
+    *,
+    replace: bool = False,
+    logits: bool = False,
+    rng: Rng = None,
+    validate: bool = False,
 ) -> Samples:
     """Draw n cells a row, one after the other, each with probability proportional to its weight among those left.
 
@@ -67,6 +74,9 @@ def sample(
             rng gives the same cells from NumPy and PyTorch, with any number of threads and for any split of the batch
             (row b alone: offset + b). None draws both from TensorFlow's generator, so that tf.random.set_seed holds.
             Negative ones are seeds and offsets like any other; offset + b wraps around at 2**64.
+        validate: for a GPU, where values cannot be checked without waiting for it: wait, and raise what is raised on the
+            CPU. Without it a row that cannot be drawn from has indices -1, attention 0 and threshold NaN. On the CPU
+            values are always checked.
 
     Returns:
         Samples. The gradient of `Samples.attention` is exact, as that of a softmax at the indices for logits. The
@@ -78,28 +88,31 @@ def sample(
         TypeError: no tensor; an rng that is none of the above. ValueError: one that does not fit into 64 bits.
     """
     attention = to_tensor("attention", attention)
-    probabilities, indices, threshold, _ = _ops.sample(
+    return _draw(
+        _ops.sample,
         attention,
         to_rng(rng),
         n=to_int("n", n),
         replace=to_bool("replace", replace),
         logits=to_bool("logits", logits),
-        R=_real(attention),
+        validate=to_bool("validate", validate),
     )
-    return Samples(indices, probabilities, threshold)
 
 
 @plain_python
-def topk(attention: Tensor, n: SupportsIndex, *, logits: bool = False) -> Samples:
+def topk(attention: Tensor, n: SupportsIndex, *, logits: bool = False, validate: bool = False) -> Samples:
     """The n largest cells a row, largest first, ties to the lower index: deterministic inference.
 
     Args and errors as for `sample`; cells of weight 0 may be taken. Use it with estimator="normalized".
     """
     attention = to_tensor("attention", attention)
-    probabilities, indices, threshold, _ = _ops.topk(
-        attention, n=to_int("n", n), logits=to_bool("logits", logits), R=_real(attention)
+    return _draw(
+        _ops.topk,
+        attention,
+        n=to_int("n", n),
+        logits=to_bool("logits", logits),
+        validate=to_bool("validate", validate),
     )
-    return Samples(indices, probabilities, threshold)
 
 
 @plain_python
@@ -111,6 +124,7 @@ def patch_origins(
     *,
     low_shape: Shape | None = None,
     receptive_field: Sizes = 0,
+    validate: bool = False,
 ) -> Tensor:
     """Where the patches of cells begin in the full-resolution image.
 
@@ -125,6 +139,8 @@ def patch_origins(
         patch_size: one size for every axis, or D.
         low_shape: D sizes of the image that the attention network saw, or a tensor of them; the grid's by default.
         receptive_field: of the attention network without padding, in pixels of that image; 0 with padding.
+        validate: as for `sample`. Without it, on a GPU, what is no cell of the grid lies at -2**63 on every axis, where
+            patches hold padding alone.
 
     Returns:
         (B, n, D) int64. Patches may begin outside the image.
@@ -138,14 +154,22 @@ def patch_origins(
     if not 1 <= axes <= 3:
         raise ValueError(f"grid: must have 1 to 3 axes, got {axes}")
     cells = to_shape("grid", grid, axes)
-    return _ops.locate(
+    arguments = (
         to_integers("indices", indices),
         cells,
         cells if low_shape is None else to_shape("low_shape", low_shape, axes),
         to_shape("image_shape", image_shape, axes),
-        patch_size=to_sizes("patch_size", patch_size, axes),
-        receptive_field=to_sizes("receptive_field", receptive_field, axes),
     )
+    options = {
+        "patch_size": to_sizes("patch_size", patch_size, axes),
+        "receptive_field": to_sizes("receptive_field", receptive_field, axes),
+    }
+    validate = to_bool("validate", validate)
+    origins = _ops.locate(*arguments, **options)
+    if validate:
+        bad = tf.equal(origins, tf.int64.min)
+        origins = _validate.unless(bad, origins, lambda: _validate.on_cpu(_ops.locate, *arguments, **options))
+    return origins
 
 
 @plain_python
@@ -282,6 +306,7 @@ def expectation(
     estimator: str = "murthy",
     threshold: Tensor | None = None,
     weights: Tensor | None = None,
+    validate: bool = False,
 ) -> Tensor:
     """Estimate sum_k a_k f_k over all cells from the n that were sampled.
 
@@ -293,6 +318,8 @@ def expectation(
             "normalized" (attention over its sum, for `topk`). All but the last are unbiased.
         threshold: (B,), `Samples.threshold`; only "horvitz_thompson" reads it.
         weights: (n,) with sum 1, only for "des_raj"; 1/n each by default.
+        validate: as for `sample`. Without it, on a GPU, what is estimated from an attention or a threshold that the
+            estimator does not take is NaN.
 
     Returns:
         (B, ...) with the dtype of features. The gradient with respect to attention is the unbiased score-function one:
@@ -302,9 +329,14 @@ def expectation(
         tf.errors.InvalidArgumentError: a wrong shape, dtype or estimator, a missing threshold. TypeError: no tensor.
     """
     features, attention = to_tensor("features", features), to_tensor("attention", attention)
-    return _ops.expectation(
-        features, attention, *_optional(attention, threshold, weights), estimator=to_name(estimator)
-    )
+    optional = _optional(attention, threshold, weights)
+    options = {"estimator": to_name(estimator)}
+    validate = to_bool("validate", validate)
+    expected = _ops.expectation(features, attention, *optional, **options)
+    if validate:  # with no more of the features than the words need
+        none = tf.zeros((*tf.unstack(tf.shape(attention)), 0), features.dtype)
+        expected = _validate.after(_validate.on_cpu(_ops.expectation, none, attention, *optional, **options), expected)
+    return expected
 
 
 @plain_python
@@ -337,6 +369,17 @@ def estimator_arrays(
     attention = to_tensor("attention", attention)
     c, m = _ops.estimator_arrays(attention, *_optional(attention, threshold, weights), estimator=to_name(estimator))
     return c, m
+
+
+def _draw(operation: Any, attention: Tensor, *rng: Tensor, validate: bool, **options: Any) -> Samples:
+    arguments, options = (attention, *rng), {**options, "R": _real(attention)}
+    probabilities, indices, threshold, log_mass = operation(*arguments, **options)
+    draws = Samples(indices, probabilities, threshold)
+    if validate:
+        bad = tf.math.is_nan(log_mass)
+        check = _validate.unless(bad, log_mass, lambda: _validate.on_cpu(operation, *arguments, **options)[3])
+        draws = _validate.after(check, draws)
+    return draws
 
 
 def _real(attention: Tensor) -> Any:
@@ -411,10 +454,12 @@ def _extract(
     channels_first: bool,
 ) -> Tensor:
     channels = 1 if channels_first else -1
+    with on_host():
+        outside = tf.constant([fill], tf.float64)
     return _ops.extract_patches(
         image,
         origins,
-        tf.constant([fill], tf.float64),
+        outside,
         to_channels("mean", mean, image, channels),
         to_channels("std", std, image, channels),
         patch_size=patch,
@@ -433,8 +478,9 @@ def _patches_dtype(image: Tensor, mean: Channels, std: Channels) -> Any:
 
 def _origins_in_level(origins: Tensor, patch: Sequence[int], finest: Tensor, level: Tensor) -> Tensor:
     """Where patches around the same centres begin in a coarser level of a pyramid, rounded half to even."""
-    sizes = tf.cast(tf.stack([finest, level]), tf.float64)
-    tf.debugging.assert_positive(sizes, "image: the levels of a pyramid must not be empty")
+    with on_host():
+        sizes = tf.cast(tf.stack([finest, level]), tf.float64)
+        tf.debugging.assert_positive(sizes, "image: the levels of a pyramid must not be empty")
     half = tf.constant(patch, tf.float64) / 2
     mapped = tf.round((tf.cast(origins, tf.float64) + half) / (sizes[0] / sizes[1]) - half)
     return tf.cast(tf.clip_by_value(mapped, -(2.0**62), 2.0**62), tf.int64)  # far outside stays far outside
