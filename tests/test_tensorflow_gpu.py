@@ -1,6 +1,14 @@
 """What TensorFlow needs to run the operations on a GPU, as far as a machine without one can show it: registered kernels,
 what the host reads made on the host, and validate=True with operations that answer as a GPU's do."""
 
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -73,6 +81,31 @@ def test_what_the_host_reads_is_made_on_the_host(channels):
     for op in graph.get_operations():  # and no image is taken to the host for it
         if op.device:
             assert all(x.shape.rank is not None and x.shape.rank <= 2 for x in op.inputs), (op.type, op.inputs)
+
+
+# ---- a pretended GPU ----
+
+
+@pytest.mark.skipif(tf.test.is_built_with_cuda(), reason="has GPUs that are none")
+@pytest.mark.skipif(not tf.__version__.startswith("2.21."), reason="a stream is another class in every TensorFlow")
+def test_kernels_run_on_a_pretended_gpu(tmp_path):
+    here, home = Path(__file__).parent / "tensorflow_gpu", Path(tf.__file__).parent
+    gpu = tmp_path / "pretended_gpu.so"
+    flags = [*tf.sysconfig.get_compile_flags(), "-std=c++17", "-O0", "-fPIC", "-shared", "-w"]
+    libraries = [*tf.sysconfig.get_link_flags(), "-l:libtensorflow_cc.so.2", f"-Wl,-rpath,{home}"]
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    subprocess.run([*compiler, *flags, here / "pretended_gpu.cc", "-o", gpu, *libraries], check=True)
+    result = subprocess.run(
+        [sys.executable, here / "on_pretended_gpu.py", gpu], check=True, stdout=subprocess.PIPE, text=True
+    )
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert len(told) == 20
+    for name, (error, copies, streams) in told.items():
+        assert re.search(r"UnimplementedError: .* is on a GPU, and this build of libats has no CUDA kernels", error), (
+            name
+        )
+        assert copies == 0, (name, copies)  # for each of which a GPU is waited for
+        assert streams <= 1
 
 
 # ---- validate ----

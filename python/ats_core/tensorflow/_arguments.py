@@ -47,7 +47,8 @@ def to_integers(name: str, value: Any) -> Tensor:
 def to_rng(rng: Rng) -> Tensor:
     """An int64 tensor (seed, offset), from TensorFlow's global generator for None."""
     if rng is None:
-        return tf.random.uniform((2,), 0, 2**63 - 1, tf.int64)
+        with on_host():  # where the bounds are read, and numbers do not depend on the device
+            return tf.random.uniform((2,), 0, 2**63 - 1, tf.int64)
     if tf.is_tensor(rng):
         pair = to_integers("rng", rng)  # the operation checks shape and dtype
         return tf.stack([pair, tf.zeros_like(pair)]) if pair.shape.rank == 0 else pair
