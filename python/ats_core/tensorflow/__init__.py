@@ -1,7 +1,7 @@
 """Attention sampling for TensorFlow: differentiable operations.
 
 They work eagerly, in ``tf.function`` with unknown dimensions, in ``tf.data`` and in a SavedModel, on TensorFlow's own
-threads. They are registered as ``Ats>Sample``, ``Ats>TopK``, ``Ats>Locate``, ``Ats>ExtractPatches``, ``Ats>Expectation``,
+threads or on its GPU (`validate` says what then becomes of bad values). They are registered as ``Ats>Sample``, ``Ats>TopK``, ``Ats>Locate``, ``Ats>ExtractPatches``, ``Ats>Expectation``,
 ``Ats>EstimatorArrays`` and their gradients: a program that loads a SavedModel needs ``import ats_core.tensorflow`` before
 it does, else TensorFlow says "Op type not registered 'Ats>...'". There are no XLA kernels: a function that is compiled
 with ``jit_compile=True`` cannot contain them. For layers see `ats_core.keras`.

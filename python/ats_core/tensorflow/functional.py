@@ -333,9 +333,9 @@ def expectation(
     options = {"estimator": to_name(estimator)}
     validate = to_bool("validate", validate)
     expected = _ops.expectation(features, attention, *optional, **options)
-    if validate:  # with no more of the features than the words need
-        none = tf.zeros((*tf.unstack(tf.shape(attention)), 0), features.dtype)
-        expected = _validate.after(_validate.on_cpu(_ops.expectation, none, attention, *optional, **options), expected)
+    if validate:  # the features are not what can be bad (and a graph does not compute what is empty)
+        zeros = tf.zeros_like(attention, features.dtype)[..., None]
+        expected = _validate.after(_validate.on_cpu(_ops.expectation, zeros, attention, *optional, **options), expected)
     return expected
 
 
