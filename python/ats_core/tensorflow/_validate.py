@@ -22,6 +22,8 @@ def unless(bad: Tensor, witness: Tensor, again: Callable[[], Tensor]) -> Tensor:
 
 
 def after(check: Tensor, outputs: Any) -> Any:
-    """The outputs, which a graph does not give before the check has been passed."""
-    with tf.control_dependencies([check]):
+    """The outputs, which a graph does not give before the check, finite where it raises nothing, has been computed."""
+    # Graphs leave out what only a control dependency asks for, but no assertion.
+    asserted = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(check)), ["validate: bad values"])
+    with tf.control_dependencies([asserted]):
         return tf.nest.map_structure(tf.identity, outputs)
