@@ -146,8 +146,8 @@ def layers() -> dict[str, dict[str, Call]]:
             "function, with gradients": lambda: torch.topk(leaves[0], N),
         },
         "the seed of sample": {
-            "function": lambda: to_rng(None),
-            "function, with gradients": lambda: to_rng(None),
+            "function": lambda: to_rng(None, attention),
+            "function, with gradients": lambda: to_rng(None, attention),
         },
     }
     plain, recorded = calls(attention, features, image), calls(*leaves)
