@@ -3,7 +3,7 @@
 import operator
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -57,9 +57,14 @@ def to_bool(name: str, value: bool) -> bool:
     raise TypeError(f"{name}: must be True or False, got {value!r}")
 
 
+def is_single(value: object) -> TypeGuard[SupportsIndex]:
+    """Whether value is one integer, and no sequence of them (an array has an __index__ too)."""
+    return isinstance(value, SupportsIndex) and getattr(value, "ndim", 0) == 0
+
+
 def to_ints(name: str, value: Ints, axes: int | None = None) -> list[int]:
     """Return a tuple of sizes as ints; a single int stands for every one of `axes` axes."""
-    if isinstance(value, SupportsIndex) and getattr(value, "ndim", 0) == 0:
+    if is_single(value):
         if axes is None:
             raise TypeError(f"{name}: must be a sequence of integers, got {value!r}")
         return [to_int(name, value)] * axes

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ats_core import _core
-from ats_core._arguments import Array, Ints, choose, to_array, to_dtype, to_float, to_int64, to_ints, to_name
+from ats_core._arguments import Array, Ints, choose, is_single, to_array, to_dtype, to_float, to_int64, to_ints, to_name
 
 DATA_FORMATS = MappingProxyType({"channels_last": 0, "channels_first": 1})
 
@@ -231,7 +231,7 @@ def extract_patches_backward(
 
 def _to_patch(patch_size: Ints, origins: NDArray[np.int64]) -> list[int]:
     """Return the size along each spatial axis; of a single int `origins` says how many there are."""
-    if isinstance(patch_size, SupportsIndex) and getattr(patch_size, "ndim", 0) == 0:
+    if is_single(patch_size):
         if origins.ndim != 3 or not 1 <= origins.shape[2] <= 3:
             raise ValueError(f"origins: must have the shape (B, n, D) with D = 1..3 spatial axes, got {origins.shape}")
         return to_ints("patch_size", patch_size, origins.shape[2])

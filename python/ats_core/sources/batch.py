@@ -1,0 +1,177 @@
+"""A batch of sources of different sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, SupportsIndex, TypeVar, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ats_core._arguments import Array, Ints, is_single, to_int64, to_ints
+from ats_core._patches import _origins_in_level
+from ats_core.sources.opening import open_source
+from ats_core.sources.source import Plan, Source
+from ats_core.sources.threads import run, to_threads
+
+_Batch = TypeVar("_Batch", bound="SourceBatch")
+
+
+class SourceBatch(Sequence[Source]):
+    """Sources of different sizes, with the same axes, dtype and channels.
+
+    Args:
+        sources: sources, or what `open_source` takes.
+
+    Attributes:
+        axes, dtype, channels: those of every source.
+        shapes: int64 (B, D), the spatial shapes at level 0.
+
+    Raises:
+        ValueError: the sources do not go together, or there are none.
+        SourceError: one of them cannot be opened.
+    """
+
+    def __init__(self, sources: Iterable[Source | str | os.PathLike[str] | ArrayLike]) -> None:
+        if isinstance(sources, str | bytes | os.PathLike):
+            raise TypeError(f"sources: must be a sequence of sources or paths, got {sources!r}")
+        members: list[Source] = []
+        try:
+            for source in sources:
+                members.append(source if isinstance(source, Source) else open_source(source))
+        except BaseException:
+            for source in members:
+                source.close()
+            raise
+        if not members:
+            raise ValueError("sources: must not be empty")
+        self._sources = tuple(members)
+        first = members[0]
+        for name in ("axes", "dtype", "channels"):
+            for source in members:
+                if getattr(source, name) != getattr(first, name):
+                    raise ValueError(
+                        f"sources: must have the same {name}, but {source.name} has {getattr(source, name)} and "
+                        f"{first.name} has {getattr(first, name)}"
+                    )
+        self.axes, self.dtype, self.channels = first.axes, first.dtype, first.channels
+
+    @property
+    def shapes(self) -> NDArray[np.int64]:
+        return np.array([source.shape for source in self], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice) -> SourceBatch: ...
+    def __getitem__(self, index: int | slice) -> Source | SourceBatch:
+        return SourceBatch(self._sources[index]) if isinstance(index, slice) else self._sources[index]
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self._sources)
+
+    def __repr__(self) -> str:
+        return f"<SourceBatch of {len(self)}: {self.axes}, {self.channels} x {self.dtype}>"
+
+    def close(self) -> None:
+        """Close every source."""
+        for source in self:
+            source.close()
+
+    def __enter__(self: _Batch) -> _Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read_patches(
+        self,
+        origins: ArrayLike,
+        patch_size: Ints,
+        *,
+        levels: SupportsIndex | Sequence[SupportsIndex] = 0,
+        padding: str = "constant",
+        fill: float = 0.0,
+        threads: SupportsIndex | None = None,
+    ) -> Array:
+        """Read the same number of patches of every source, each tile once.
+
+        What `extract_patches` would return for the levels in memory, the same bytes: a patch's centre is mapped to
+        every level (by the ratio of the shapes, rounded half to even).
+
+        Args:
+            origins: int64 (B, n, D), first pixel of each patch at level 0. It may lie outside.
+            patch_size: pixels per axis, at every level; one number for every axis, or one each.
+            levels: which levels to read; a sequence gives the result an axis for them.
+            padding, fill: pixels outside, as in `extract_patches`.
+            threads: how many decode at a time; by default one a core. The result does not depend on it.
+
+        Returns:
+            ndarray, shape (B, n, *patch_size, C), with a sequence of levels (B, n, L, *patch_size, C).
+
+        Raises:
+            SourceError: a file is broken or gone. The message names it, the level and the region.
+            ValueError, TypeError: for an argument that means nothing here.
+        """
+        first = to_int64("origins", origins)
+        if first.ndim != 3 or (first.shape[0], first.shape[2]) != (len(self), len(self.axes)):
+            raise ValueError(
+                f"origins: must have the shape ({len(self)}, n, {len(self.axes)}): the sources, patches of each, and "
+                f"the axes {self.axes}, got {first.shape}"
+            )
+        patch = self[0]._to_size("patch_size", patch_size)
+        several = not is_single(levels)
+        numbers = to_ints("levels", levels if several else [levels])  # type: ignore[list-item, arg-type]
+        if not numbers:
+            raise ValueError("levels: must not be empty")
+        workers = to_threads(threads)
+        plan = Plan(padding, fill)
+        shape = (*first.shape[:2], len(numbers), *patch, self.channels)
+        patches: NDArray[Any] = np.empty(shape, self.dtype)
+        for row, source in enumerate(self):
+            for column, number in enumerate(numbers):
+                level = source._to_level(number)
+                places = _to_level(first[row : row + 1], patch, source, level)[0]
+                for out, place in zip(patches[row], places.tolist(), strict=True):
+                    plan.add(source, level, place, out[column])
+        run(plan.jobs(), workers)
+        plan.finish()
+        return patches if several else patches[:, :, 0]
+
+    def thumbnails(
+        self, size: Ints, *, fill: float = 0.0, threads: SupportsIndex | None = None
+    ) -> tuple[Array, NDArray[np.int64], NDArray[np.float64]]:
+        """A thumbnail of every source, in one array.
+
+        Args:
+            size: of the longest axis, or a size per axis, as for `Source.thumbnail`.
+            fill: value of the pixels beyond the end of smaller thumbnails.
+            threads: how many sources are read at a time; by default one a core.
+
+        Returns:
+            The thumbnails (B, *size, C), as large as the largest; their own spatial shapes (B, D); and how many pixels
+            of level 0 a pixel of theirs spans, (B, D).
+        """
+        found: list[Any] = [None] * len(self)
+
+        def job(row: int) -> None:
+            found[row] = self[row].thumbnail(size)
+
+        run(((lambda row=row: job(row)) for row in range(len(self))), to_threads(threads))  # type: ignore[misc]
+        shapes = np.array([array.shape[:-1] for array, _ in found], np.int64)
+        out = np.full((len(self), *shapes.max(0), self.channels), fill, self.dtype)
+        for row, (array, _) in enumerate(found):
+            out[(row, *(slice(length) for length in array.shape[:-1]))] = array
+        return out, shapes, np.array([downsample for _, downsample in found])
+
+
+def _to_level(origins: NDArray[np.int64], patch: Sequence[int], source: Source, level: int) -> NDArray[np.int64]:
+    """Where patches begin in a level, by the law of a pyramid in `extract_patches`."""
+    if level == 0:
+        return origins
+    finest, shape = source.levels[0].shape, source.levels[level].shape
+    return _origins_in_level(origins, patch, (1, *finest, 1), (1, *shape, 1), level)

@@ -1,0 +1,62 @@
+"""The one error of files that cannot be read, and of packages that are not there."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+class SourceError(OSError):
+    """A file that cannot be opened or read. The message names the file, and the level and region if there is one."""
+
+
+def require(module: str, extra: str) -> Any:
+    """The module of a backend, or an error that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"{extra} sources need {package}: python -m pip install 'ats-core[{extra}]'") from error
+
+
+def words(error: BaseException) -> str:
+    """An error of a library in one line."""
+    text = " ".join(str(error).split())
+    if len(text) > 300:
+        text = text[:300] + " ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Turn whatever a library raises about a broken file into a SourceError."""
+    try:
+        yield
+    except (SourceError, ImportError):
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{name}: no such file") from error
+    except Exception as error:
+        raise SourceError(f"{name}: cannot be opened: {words(error)}") from error
+
+
+@contextmanager
+def reading(name: str, level: int, start: Sequence[int], stop: Sequence[int]) -> Iterator[None]:
+    """The same for a region of a level."""
+    try:
+        yield
+    except (SourceError, ImportError) as error:
+        if isinstance(error, ImportError) or getattr(error, "names_region", False):
+            raise
+        raise _about(f"{str(error).removeprefix(f'{name}: ')}", name, level, start, stop) from error
+    except Exception as error:
+        raise _about(words(error), name, level, start, stop) from error
+
+
+def _about(text: str, name: str, level: int, start: Sequence[int], stop: Sequence[int]) -> SourceError:
+    ranges = ", ".join(f"{first}:{last}" for first, last in zip(start, stop, strict=True))
+    error = SourceError(f"{name}: level {level}, region [{ranges}]: {text}")
+    error.names_region = True  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,61 @@
+"""What sources hold open: not more than a number of files at a time, and nothing that a parent process opened."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Any, Protocol
+
+LIMIT = 128
+
+
+class Holder(Protocol):
+    """A source, as seen from here."""
+
+    def _release(self) -> None:
+        """Close what is open and not in use."""
+
+    def _abandon(self) -> object:
+        """In a forked child: forget locks and handles, and return the handle."""
+
+
+class _Open:
+    """Sources in the order in which they last used what they have open."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.order: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
+
+    def touch(self, token: int, holder: Holder) -> None:
+        idle: list[Any] = []
+        with self.lock:
+            self.order[token] = weakref.ref(holder)
+            self.order.move_to_end(token)
+            while len(self.order) > LIMIT:
+                idle.append(self.order.popitem(last=False)[1]())
+        for other in idle:
+            if other is not None:
+                other._release()
+
+    def forget(self, token: int) -> None:
+        with self.lock:
+            self.order.pop(token, None)
+
+
+OPEN = _Open()
+ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()
+_graveyard: list[object] = []
+
+
+def _after_fork() -> None:
+    """A child shares its parent's files, positions included, and has none of its threads: open everything again.
+
+    What the parent had open is neither used nor closed here; a library may wait for its threads when it closes.
+    """
+    OPEN.__init__()  # type: ignore[misc]
+    _graveyard.extend(holder._abandon() for holder in list(ALIVE))
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,532 @@
+"""What every signal that is read piece by piece has in common."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, SupportsIndex, TypeAlias, TypeVar
+
+import numpy as np
+
+from ats_core._arguments import Array, Ints, to_array, to_float, to_int, to_ints
+from ats_core.sources import handles
+from ats_core.sources.cache import TILES
+from ats_core.sources.errors import SourceError, opening, reading
+from ats_core.sources.padding import PADDINGS, gather, span, to_pixel
+
+Shape: TypeAlias = tuple[int, ...]
+Job: TypeAlias = Callable[[], None]
+
+AXES = ("x", "yx", "zyx", "tyx")
+MICROMETRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3}
+# A file that says that more than this has to be decoded in one piece is broken, or has to be tiled before use.
+LARGEST_TILE = 1 << 30
+
+_Source = TypeVar("_Source", bound="Source")
+
+_tokens = itertools.count()
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a source.
+
+    Attributes:
+        shape: spatial shape in this level's pixels.
+        downsample: level 0's shape divided by this one's, per axis.
+        tile: what is decoded in one piece, in this level's pixels; None where any region can be read by itself.
+    """
+
+    shape: Shape
+    downsample: tuple[float, ...]
+    tile: Shape | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a source did in this process.
+
+    Attributes:
+        tiles_decoded: tiles decoded, or regions read where there are no tiles.
+        bytes_decoded: their size in memory.
+        bytes_read: size of the regions that were asked for, without padding.
+    """
+
+    tiles_decoded: int = 0
+    bytes_decoded: int = 0
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a backend says of a file when it is first opened. Workers get it with the source, and do not ask again."""
+
+    axes: str
+    dtype: Any
+    channels: int
+    shapes: Sequence[Sequence[int]]
+    tiles: Sequence[Sequence[int] | None] | None = None
+    spacing: Sequence[float | None] | None = None
+    units: Sequence[str | None] | None = None
+    private: Any = field(default=None, repr=False)
+
+
+class _Handle:
+    """Something open, and how many threads are using it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.users = 0
+
+
+class Source(abc.ABC):
+    """A signal, image, volume or video of which only the parts that are asked for are read.
+
+    Made by `open_source`. Files are opened when first needed, stay open (128 at a time in a process), and are opened
+    again in worker processes. `read` may be called from any number of threads. A source is a context manager.
+
+    Attributes:
+        name: the path, or another name for messages.
+        backend: name of what reads it.
+        axes: "x", "yx", "zyx" or "tyx": the spatial axes, slowest first. Pixels have their channels last.
+        dtype: of the pixels.
+        channels: number of values a pixel has.
+        levels: resolutions, finest first.
+        spacing: distance between level 0's pixels per axis, None where it is not known.
+        units: its unit per axis, such as "um" or "s".
+    """
+
+    backend: ClassVar[str] = ""
+    # Whether what is open serves one thread at a time.
+    _exclusive: ClassVar[bool] = False
+
+    name: str
+    axes: str
+    dtype: np.dtype[Any]
+    channels: int
+    levels: tuple[Level, ...]
+    spacing: tuple[float | None, ...]
+    units: tuple[str | None, ...]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._closed = False
+        self._start()
+        try:
+            with self._borrow() as handle, opening(self.name):
+                self._set(self._describe(handle))
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- what a backend has to say ----
+
+    @abc.abstractmethod
+    def _open(self) -> Any:
+        """Open the file. What is returned is handed to `_describe`, `_read_region` and `_read_tile`."""
+
+    def _close(self, handle: Any) -> None:
+        """Close what `_open` returned."""
+        close = getattr(handle, "close", None)
+        if close is not None:
+            close()
+
+    @abc.abstractmethod
+    def _describe(self, handle: Any) -> Description:
+        """Tell axes, dtype, channels and levels."""
+
+    def _read_region(self, handle: Any, level: int, start: Shape, stop: Shape) -> Array:
+        """Read the pixels [start, stop), (*size, C). They lie in the level."""
+        raise NotImplementedError
+
+    def _read_tile(self, handle: Any, level: int, index: Shape) -> Array:
+        """Decode the tile at a place of the level's grid. At the border it may be whole or cut off."""
+        raise NotImplementedError
+
+    # ---- what users call ----
+
+    @property
+    def mpp(self) -> tuple[float, ...] | None:
+        """Micrometres from pixel to pixel of level 0, per axis, None where the file does not tell."""
+        if any(unit not in MICROMETRES or value is None for value, unit in zip(self.spacing, self.units, strict=True)):
+            return None
+        values = zip(self.spacing, self.units, strict=True)
+        return tuple(float(value or 0) * MICROMETRES[str(unit)] for value, unit in values)
+
+    @property
+    def shape(self) -> Shape:
+        """Spatial shape of level 0."""
+        return self.levels[0].shape
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was decoded and read so far, in this process."""
+        with self._lock:
+            return Statistics(self._tiles_decoded, self._bytes_decoded, self._bytes_read)
+
+    def read(
+        self,
+        level: SupportsIndex,
+        origin: Ints,
+        size: Ints,
+        *,
+        padding: str = "constant",
+        fill: float = 0.0,
+    ) -> Array:
+        """Read a region of a level.
+
+        Args:
+            level: number of the level; 0 is the finest.
+            origin: first pixel, per axis, in this level's pixels. It may lie outside.
+            size: pixels per axis; one number for every axis, or one each.
+            padding, fill: pixels outside, as in `extract_patches`.
+
+        Returns:
+            ndarray, shape (*size, C), of the source's dtype.
+
+        Raises:
+            SourceError: the file is broken, gone or closed. The message names it, the level and the region.
+            ValueError, TypeError: for an argument that means nothing here.
+        """
+        number = self._to_level(level)
+        first, pixels = to_ints("origin", origin, len(self.axes)), self._to_size("size", size)
+        out = np.empty((*pixels, self.channels), self.dtype)
+        plan = Plan(padding, fill)
+        plan.add(self, number, first, out)
+        plan.run()
+        return out
+
+    def thumbnail(self, size: Ints) -> tuple[Array, tuple[float, ...]]:
+        """The whole signal in few pixels: means over the pixels of the coarsest level that is large enough.
+
+        It is read in strips, so that memory does not grow with the source.
+
+        Args:
+            size: of the longest axis, or a size per axis. The source's own size is the largest there is.
+
+        Returns:
+            ndarray, shape (*size, C), of the source's dtype (integers rounded half to even), and how many pixels of
+            level 0 a pixel of it spans per axis.
+
+        Raises:
+            SourceError: as for `read`.
+            ValueError, TypeError: for a size that is none.
+        """
+        from ats_core.sources.thumbnails import thumbnail
+
+        return thumbnail(self, size)
+
+    def close(self) -> None:
+        """Close the file, and forget its tiles. Reads fail from here on; those under way come to their end."""
+        with self._lock:
+            self._closed = True
+        self._release()
+        handles.OPEN.forget(self._token)
+        TILES.discard(self._token)
+
+    def __enter__(self: _Source) -> _Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)  # None too when a constructor failed
+        if handle is not None:
+            with suppress(Exception):
+                self._close(handle.value)
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "levels"):
+            return f"<{type(self).__name__} {self.name!r}>"
+        levels = ", ".join(" x ".join(map(str, level.shape)) for level in self.levels)
+        closed = " closed" if self._closed else ""
+        return f"<Source {self.name!r}: {self.backend}, {self.axes} {levels}, {self.channels} x {self.dtype}{closed}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in self._transient}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    # ---- what is open ----
+
+    def _start(self) -> None:
+        """Set up what belongs to this process."""
+        before = set(self.__dict__)
+        self._token = next(_tokens)
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._handle: _Handle | None = None
+        self._tiles_decoded = self._bytes_decoded = self._bytes_read = 0
+        self._transient = (set(self.__dict__) - before) | {"_transient"}
+        handles.ALIVE.add(self)
+
+    def _abandon(self) -> object:
+        handle, self._handle = self._handle, None
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        return handle
+
+    def _release(self) -> None:
+        with self._lock:
+            handle = self._handle
+            if handle is None or handle.users:
+                return  # whoever uses it puts it back
+            self._handle = None
+        self._close(handle.value)
+
+    @contextmanager
+    def _borrow(self) -> Iterator[Any]:
+        """What is open, opened if need be. After an error it is opened anew: libraries are not to be trusted then."""
+        with self._lock:
+            if self._closed:
+                raise SourceError(f"{self.name}: is closed")
+            handle = self._handle
+            if handle is None:
+                with opening(self.name):
+                    handle = self._handle = _Handle(self._open())
+            handle.users += 1
+        handles.OPEN.touch(self._token, self)
+        try:
+            if self._exclusive:
+                with self._turn:
+                    yield handle.value
+            else:
+                yield handle.value
+        except BaseException:
+            with self._lock:
+                if self._handle is handle:
+                    self._handle = None
+            raise
+        finally:
+            with self._lock:
+                handle.users -= 1
+                if self._closed and self._handle is handle and not handle.users:
+                    self._handle = None
+                unused = self._handle is not handle and not handle.users
+            if unused:
+                self._close(handle.value)
+
+    def _set(self, description: Description) -> None:
+        axes = description.axes
+        if axes not in AXES:
+            raise SourceError(f"{self.name}: axes must be one of {', '.join(AXES)}, got {axes!r}")
+        shapes = [tuple(int(size) for size in shape) for shape in description.shapes]
+        channels = int(description.channels)
+        if not shapes or any(len(shape) != len(axes) for shape in shapes):
+            raise SourceError(f"{self.name}: every level must have {len(axes)} axes ({axes}), got {shapes}")
+        if min(min(shape) for shape in shapes) < 1 or channels < 1:
+            raise SourceError(f"{self.name}: has no pixels: levels {shapes}, {channels} channels")
+        dtype = np.dtype(description.dtype).newbyteorder("=")
+        if dtype.kind not in "iuf":
+            raise SourceError(f"{self.name}: pixels must be real numbers, got dtype {dtype}")
+        if math.prod(shapes[0]) * channels * dtype.itemsize > 1 << 60:
+            raise SourceError(f"{self.name}: says that it has {shapes[0]} pixels")
+        tiles = [None] * len(shapes) if description.tiles is None else description.tiles
+        levels = []
+        for shape, tile in zip(shapes, tiles, strict=True):
+            # A tile may be larger than the level.
+            sizes = None if tile is None else tuple(int(size) for size in tile)
+            if sizes is not None:
+                nbytes = math.prod(sizes) * channels * dtype.itemsize
+                if min(sizes) < 1:
+                    raise SourceError(f"{self.name}: has tiles of {sizes} pixels")
+                if nbytes > LARGEST_TILE:
+                    raise SourceError(
+                        f"{self.name}: {sizes} pixels ({nbytes >> 20} MiB) have to be decoded in one piece, at most "
+                        f"{LARGEST_TILE >> 20} MiB can be: write the file with smaller tiles"
+                    )
+            downsample = tuple(first / size for first, size in zip(shapes[0], shape, strict=True))
+            levels.append(Level(shape, downsample, sizes))
+        self.axes, self.dtype, self.channels, self.levels = axes, dtype, channels, tuple(levels)
+        self.spacing = tuple(description.spacing or [None] * len(axes))
+        self.units = tuple(description.units or [None] * len(axes))
+        self._private = description.private
+
+    # ---- reading ----
+
+    def _to_level(self, level: SupportsIndex) -> int:
+        number = to_int("level", level)
+        if not 0 <= number < len(self.levels):
+            raise ValueError(f"level: must be 0 to {len(self.levels) - 1} for {self.name}, got {number}")
+        return number
+
+    def _to_size(self, name: str, size: Ints) -> list[int]:
+        pixels = to_ints(name, size, len(self.axes))
+        if min(pixels) < 1:
+            raise ValueError(f"{name}: must be at least 1 on every axis, got {pixels}")
+        return pixels
+
+    def _checked(self, array: Any, shape: Shape | None) -> Array:
+        """What a backend returned, if it is what it should be."""
+        pixels = to_array("pixels", array)
+        if pixels.dtype != self.dtype or (shape is not None and pixels.shape != shape):
+            raise SourceError(f"got {pixels.dtype} {pixels.shape}, expected {self.dtype} {shape or ''}".rstrip())
+        return pixels
+
+    def _count(self, tiles: int, decoded: int, read: int) -> None:
+        with self._lock:
+            self._tiles_decoded += tiles
+            self._bytes_decoded += decoded
+            self._bytes_read += read
+
+    def _tile_ends(self, level: int, index: Shape) -> tuple[Shape, Shape]:
+        """First pixel of a tile, and the one after its last in the level."""
+        grid = self.levels[level]
+        assert grid.tile is not None
+        start = tuple(place * size for place, size in zip(index, grid.tile, strict=True))
+        return start, tuple(min(x + n, end) for x, n, end in zip(start, grid.tile, grid.shape, strict=True))
+
+    def _region(self, level: int, start: Shape, stop: Shape) -> Array:
+        with reading(self.name, level, start, stop):
+            with self._borrow() as handle:
+                region = self._read_region(handle, level, start, stop)
+            size = tuple(last - first for first, last in zip(start, stop, strict=True))
+            region = self._checked(region, (*size, self.channels))
+        self._count(1, region.nbytes, 0)
+        return region
+
+    def _tile(self, level: int, index: Shape) -> Array:
+        def decode() -> Array:
+            start, stop = self._tile_ends(level, index)
+            with reading(self.name, level, start, stop):
+                with self._borrow() as handle:
+                    tile = self._read_tile(handle, level, index)
+                tile = self._checked(tile, None)
+                needed = [last - first for first, last in zip(start, stop, strict=True)]
+                if tile.ndim != len(needed) + 1 or tile.shape[-1] != self.channels:
+                    raise SourceError(f"got a tile of shape {tile.shape}")
+                if any(size < least for size, least in zip(tile.shape, needed, strict=False)):
+                    raise SourceError(f"got a tile of shape {tile.shape}, which lacks pixels")
+            self._count(1, tile.nbytes, 0)
+            return tile
+
+        return TILES.get(self._token, (level, index), decode)
+
+
+class Plan:
+    """Regions to read, of one source or of many: jobs that are independent of each other, then what is left to do.
+
+    Every tile is one job, whatever the number of regions that it serves, so that a plan decodes each tile once even
+    when the cache holds less than it needs. Jobs come in the order of sources, levels and tiles.
+    """
+
+    def __init__(self, padding: str, fill: float) -> None:
+        if padding not in PADDINGS:
+            to_pixel(np.dtype("u1"), str(padding), 0.0)  # raises in the core's words
+        self.padding, self.fill = padding, to_float("fill", fill)
+        self._tiles: dict[tuple[int, int], dict[Shape, list[tuple[Shape, Array]]]] = {}
+        self._regions: dict[tuple[int, int], list[tuple[Shape, Array]]] = {}
+        self._sources: dict[int, Source] = {}
+        self._after: list[Job] = []
+
+    def add(self, source: Source, level: int, origin: Sequence[int], out: Array) -> None:
+        """Fill `out` (*size, C) with the pixels from `origin` on."""
+        shape = source.levels[level].shape
+        spans = [span(*axis, self.padding) for axis in zip(origin, out.shape, shape, strict=False)]
+        start, stop = tuple(part.start for part in spans), tuple(part.stop for part in spans)
+        size = tuple(part.stop - part.start for part in spans)
+        target = out
+        if any(part.index is not None for part in spans):
+            region = np.empty((*size, source.channels), source.dtype)
+            self._after.append(lambda: np.copyto(out, gather(region, spans)))
+            target = region
+        elif size != out.shape[:-1]:
+            out[...] = to_pixel(source.dtype, self.padding, self.fill)
+            target = out[
+                tuple(slice(part.begin, part.begin + length) for part, length in zip(spans, size, strict=True))
+            ]
+        if target.size == 0:
+            return
+        source._count(0, 0, target.nbytes)
+        key = (source._token, level)
+        self._sources[source._token] = source
+        tile = source.levels[level].tile
+        if tile is None:
+            self._regions.setdefault(key, []).append((start, target))
+            return
+        ranges = [range(x // n, -(-end // n)) for x, end, n in zip(start, stop, tile, strict=True)]
+        users = self._tiles.setdefault(key, {})
+        for index in itertools.product(*ranges):
+            users.setdefault(index, []).append((start, target))
+
+    def jobs(self) -> Iterator[Job]:
+        for token, source in self._sources.items():
+            for level in range(len(source.levels)):
+                key = (token, level)
+                for index, users in sorted(self._tiles.get(key, {}).items(), key=lambda item: item[0]):
+                    yield _TileJob(source, level, index, users)
+                for start, target in sorted(self._regions.get(key, []), key=lambda item: item[0]):
+                    yield _RegionJob(source, level, start, target)
+
+    def finish(self) -> None:
+        """What has to wait for all jobs."""
+        for job in self._after:
+            job()
+
+    def run(self) -> None:
+        for job in self.jobs():
+            job()
+        self.finish()
+
+
+@dataclass(frozen=True)
+class _RegionJob:
+    source: Source
+    level: int
+    start: Shape
+    target: Array
+
+    def __call__(self) -> None:
+        stop = tuple(first + size for first, size in zip(self.start, self.target.shape, strict=False))
+        self.target[...] = self.source._region(self.level, self.start, stop)
+
+
+@dataclass(frozen=True)
+class _TileJob:
+    source: Source
+    level: int
+    index: Shape
+    users: list[tuple[Shape, Array]]
+
+    def __call__(self) -> None:
+        grid = self.source.levels[self.level]
+        assert grid.tile is not None
+        tile = self.source._tile(self.level, self.index)
+        corner = [place * size for place, size in zip(self.index, grid.tile, strict=True)]
+        for start, target in self.users:
+            from_, to = [], []
+            for x, first, length, n, end in zip(corner, start, target.shape, grid.tile, grid.shape, strict=False):
+                low, high = max(x, first), min(x + n, first + length, end)
+                from_.append(slice(low - x, high - x))
+                to.append(slice(low - first, high - first))
+            target[tuple(to)] = tile[tuple(from_)]
+
+
+class FileSource(Source):
+    """A source that is a file or a folder on this machine."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._stamp: tuple[int, int] | None = None
+        super().__init__(self._path)
+
+    def _check_stamp(self) -> None:
+        """A description that was made earlier must not be used for another file."""
+        facts = os.stat(self._path)
+        stamp = (facts.st_size, facts.st_mtime_ns)
+        if self._stamp is None:
+            self._stamp = stamp
+        elif self._stamp != stamp:
+            raise SourceError(f"{self.name}: has changed since it was first opened")
