@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -68,7 +68,7 @@ def _where(array: Array) -> tuple[str, int, str, Shape, Shape] | None:
     while base is not None and not isinstance(base, np.memmap):
         base = getattr(base, "base", None)
     file, memory = getattr(base, "filename", None), getattr(base, "_mmap", None)
-    if file is None or memory is None or array.dtype.hasobject or getattr(base, "mode", "") == "c":
+    if base is None or file is None or memory is None or array.dtype.hasobject or getattr(base, "mode", "") == "c":
         return None  # pages of a copy-on-write map may differ from the file
     begin = base.offset - base.offset % mmap.ALLOCATIONGRANULARITY
     distance = array.__array_interface__["data"][0] - np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
@@ -89,14 +89,16 @@ class MappedFile:
     (A file that shrinks during a read is beyond help.)
     """
 
-    def __init__(self, path: str, offset: int, dtype: np.dtype[Any], shape: Shape, order: str = "C") -> None:
+    def __init__(
+        self, path: str, offset: int, dtype: np.dtype[Any], shape: Shape, order: Literal["C", "F"] = "C"
+    ) -> None:
         self._file = open(path, "rb")  # noqa: SIM115
         try:
             count = int(np.prod(shape, dtype=object))
             self._end = offset + count * dtype.itemsize
             self._check()
             memory = mmap.mmap(self._file.fileno(), self._end, access=mmap.ACCESS_READ)
-            self._array: Array = np.ndarray(shape, dtype, memory, offset, order=order)  # type: ignore[call-overload]
+            self._array: Array = np.ndarray(shape, dtype, memory, offset, order=order)
         except BaseException:
             self._file.close()
             raise
@@ -127,12 +129,13 @@ class NpySource(FileSource):
         select: Mapping[str, SupportsIndex] | None = None,
     ) -> None:
         self._axes, self._select = axes, select
-        self._header: tuple[int, Any, Shape, str] | None = None
+        self._header: tuple[int, Any, Shape, Literal["C", "F"]] | None = None
         super().__init__(path)
 
     def _open(self) -> MappedFile:
         self._check_stamp()
-        if self._header is None:
+        header = self._header
+        if header is None:
             with open(self._path, "rb") as file:
                 version = np.lib.format.read_magic(file)
                 if version not in ((1, 0), (2, 0), (3, 0)):
@@ -142,8 +145,8 @@ class NpySource(FileSource):
                 shape, fortran, dtype = read(file)
                 if dtype.hasobject or min(shape, default=1) < 0:
                     raise SourceError(f"{self.name}: holds {dtype} {shape}, not numbers")
-                self._header = (file.tell(), dtype, shape, "F" if fortran else "C")
-        offset, dtype, shape, order = self._header
+                header = self._header = (file.tell(), dtype, shape, "F" if fortran else "C")
+        offset, dtype, shape, order = header
         return MappedFile(self._path, offset, dtype, shape, order)
 
     def _describe(self, handle: MappedFile) -> Description:

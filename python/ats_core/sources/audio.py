@@ -26,8 +26,17 @@ DTYPES = {
 }
 
 
+# libsndfile 1.2.2 seeks to other samples than it says in these (seen with Ogg Vorbis): they are read from the beginning.
+SEQUENTIAL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
+BLOCK = 1 << 16
+
+
 class AudioSource(FileSource):
     """An audio file (WAV, FLAC, Ogg, MP3 and what else libsndfile reads): axis x, channels.
+
+    WAV, AIFF, FLAC and the like are read from any sample on. Ogg and MP3 files are decoded on to the sample that is
+    wanted, for a read that goes back from the beginning, in blocks of 65,536 samples that are cached: store them as
+    FLAC if long files are to be read at random.
 
     Args:
         path: of the file.
@@ -51,15 +60,30 @@ class AudioSource(FileSource):
         return require("soundfile", "audio").SoundFile(self._path)
 
     def _describe(self, handle: Any) -> Description:
-        if not handle.seekable():
-            raise SourceError(f"{self.name}: cannot be read from the middle")
         dtype = self._dtype or np.dtype(DTYPES.get(handle.subtype, "float32"))
-        return Description("x", dtype, handle.channels, [[handle.frames]], None, [1 / handle.samplerate], ["s"])
+        sequential = handle.subtype in SEQUENTIAL
+        if not sequential and not handle.seekable():
+            raise SourceError(f"{self.name}: cannot be read from the middle")
+        tiles = [(BLOCK,)] if sequential else None
+        return Description("x", dtype, handle.channels, [[handle.frames]], tiles, [1 / handle.samplerate], ["s"])
 
     def _read_region(self, handle: Any, level: int, start: Shape, stop: Shape) -> Array:
         if handle.tell() != start[0]:
             handle.seek(start[0])
-        samples: Array = handle.read(stop[0] - start[0], self.dtype.name, always_2d=True)
-        if len(samples) < stop[0] - start[0]:
-            raise SourceError(f"the file ends at sample {start[0] + len(samples)}")
+        return self._next(handle, start[0], stop[0] - start[0])
+
+    def _read_tile(self, handle: Any, level: int, index: Shape) -> Array:
+        start, stop = self._tile_ends(level, index)
+        if handle.tell() > start[0]:
+            # Opened anew, as a seek to the beginning is one that cannot be trusted either.
+            handle.close()
+            handle.__init__(self._path)
+        while handle.tell() < start[0]:
+            self._next(handle, handle.tell(), min(BLOCK, start[0] - handle.tell()))
+        return self._next(handle, start[0], stop[0] - start[0])
+
+    def _next(self, handle: Any, position: int, count: int) -> Array:
+        samples: Array = handle.read(count, self.dtype.name, always_2d=True)
+        if len(samples) < count:
+            raise SourceError(f"the file ends at sample {position + len(samples)}, {self.shape[0]} expected")
         return samples

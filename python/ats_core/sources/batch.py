@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,8 @@ from ats_core.sources.opening import open_source
 from ats_core.sources.source import Plan, Source
 from ats_core.sources.threads import run, to_threads
 
-_Batch = TypeVar("_Batch", bound="SourceBatch")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SourceBatch(Sequence[Source]):
@@ -82,7 +83,7 @@ class SourceBatch(Sequence[Source]):
         for source in self:
             source.close()
 
-    def __enter__(self: _Batch) -> _Batch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,7 +126,7 @@ class SourceBatch(Sequence[Source]):
             )
         patch = self[0]._to_size("patch_size", patch_size)
         several = not is_single(levels)
-        numbers = to_ints("levels", levels if several else [levels])  # type: ignore[list-item, arg-type]
+        numbers = to_ints("levels", levels if several else [levels])  # type: ignore[list-item]
         if not numbers:
             raise ValueError("levels: must not be empty")
         workers = to_threads(threads)
@@ -165,7 +166,7 @@ class SourceBatch(Sequence[Source]):
         shapes = np.array([array.shape[:-1] for array, _ in found], np.int64)
         out = np.full((len(self), *shapes.max(0), self.channels), fill, self.dtype)
         for row, (array, _) in enumerate(found):
-            out[(row, *(slice(length) for length in array.shape[:-1]))] = array
+            out[row][tuple(slice(length) for length in array.shape[:-1])] = array
         return out, shapes, np.array([downsample for _, downsample in found])
 
 

@@ -56,7 +56,7 @@ class FunctionSource(Source):
             spacing=spacing,
             units=units,
         )
-        super().__init__(name or getattr(function, "__qualname__", repr(function)))
+        super().__init__(name or str(getattr(function, "__qualname__", function)))
 
     def _open(self) -> Callable[[int, Shape, Shape], Array]:
         return self._function

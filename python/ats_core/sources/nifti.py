@@ -65,14 +65,12 @@ class NiftiSource(FileSource):
             shape = (*shape, 1)
         axes = self._axes or LETTERS[: len(shape)]
         layout = self._layout = to_layout(shape, axes, self._select)
-        slope, intercept = header.get_slope_inter()
-        stored = header.get_data_dtype()
-        scaled = slope not in (None, 1.0) or intercept not in (None, 0.0)
+        # Scaling is nibabel's: one voxel tells what comes out.
+        dtype = np.asarray(handle.dataobj[(0,) * len(handle.dataobj.shape)]).dtype
         unit = UNITS.get(header.get_xyzt_units()[0])
         zooms = [float(zoom) for zoom in header.get_zooms()] + [1.0] * len(shape)
         spacing = [zooms[layout.stored.index(axis)] if axis != "t" else None for axis in layout.axes]
         units = [unit if axis != "t" else None for axis in layout.axes]
-        dtype = np.dtype("f8") if scaled else stored
         return Description(layout.axes, dtype, layout.channels, [layout.spatial()], None, spacing, units)
 
     def _read_region(self, handle: Any, level: int, start: Shape, stop: Shape) -> Array:

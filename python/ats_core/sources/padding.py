@@ -16,13 +16,13 @@ CORE = tuple(np.dtype(name) for name in ("u1", "i2", "u2", "f2", "f4", "f8"))
 
 
 class Span(NamedTuple):
-    """What one axis of a patch needs: pixels [start, stop) of the image. Where `index` is None they are the patch's
-    pixels [begin, begin + stop - start); otherwise the patch's pixel i is pixel start + index[i]."""
+    """What one axis of a patch needs: pixels [start, stop) of the image. Where `picks` is None they are the patch's
+    pixels [begin, begin + stop - start); otherwise the patch's pixel i is pixel start + picks[i]."""
 
     start: int
     stop: int
     begin: int
-    index: NDArray[np.int64] | None
+    picks: NDArray[np.int64] | None
 
 
 def span(first: int, size: int, length: int, padding: str) -> Span:
@@ -48,7 +48,7 @@ def span(first: int, size: int, length: int, padding: str) -> Span:
 def gather(region: Array, spans: Sequence[Span]) -> Array:
     """The patch whose pixels lie in `region`, the part of the image from every span's start to its stop."""
     indices = [
-        np.arange(part.stop - part.start, dtype=np.int64) if part.index is None else part.index for part in spans
+        np.arange(part.stop - part.start, dtype=np.int64) if part.picks is None else part.picks for part in spans
     ]
     picked: Array = region[np.ix_(*indices)]
     return picked

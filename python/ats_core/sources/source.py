@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, SupportsIndex, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ats_core.sources.cache import TILES
 from ats_core.sources.errors import SourceError, opening, reading
 from ats_core.sources.padding import PADDINGS, gather, span, to_pixel
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Shape: TypeAlias = tuple[int, ...]
 Job: TypeAlias = Callable[[], None]
 
@@ -27,8 +30,6 @@ AXES = ("x", "yx", "zyx", "tyx")
 MICROMETRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3}
 # A file that says that more than this has to be decoded in one piece is broken, or has to be tiled before use.
 LARGEST_TILE = 1 << 30
-
-_Source = TypeVar("_Source", bound="Source")
 
 _tokens = itertools.count()
 
@@ -234,7 +235,7 @@ class Source(abc.ABC):
         handles.OPEN.forget(self._token)
         TILES.discard(self._token)
 
-    def __enter__(self: _Source) -> _Source:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -438,7 +439,7 @@ class Plan:
         start, stop = tuple(part.start for part in spans), tuple(part.stop for part in spans)
         size = tuple(part.stop - part.start for part in spans)
         target = out
-        if any(part.index is not None for part in spans):
+        if any(part.picks is not None for part in spans):
             region = np.empty((*size, source.channels), source.dtype)
             self._after.append(lambda: np.copyto(out, gather(region, spans)))
             target = region

@@ -43,6 +43,7 @@ class _File:
         self.lock = threading.Lock()
         self.arrays: dict[int, MappedFile] = {}
         self.pages: dict[tuple[int, int], Any] = {}
+        self.levels: list[Any] = []
         self.size = os.path.getsize(path)
         self.tiff = tifffile.TiffFile(path)
         try:
@@ -89,16 +90,19 @@ class TiffSource(FileSource):
 
     def _open(self) -> _File:
         self._check_stamp()
-        return _File(self._path)
-
-    def _levels(self, file: _File) -> Any:
-        found = file.tiff.series
-        if not 0 <= self._series < len(found):
-            raise SourceError(f"{self.name}: has {len(found)} images, there is no series {self._series}")
-        return found[self._series].levels
+        file = _File(self._path)
+        try:
+            found = file.tiff.series
+            if not 0 <= self._series < len(found):
+                raise SourceError(f"{self.name}: has {len(found)} images, there is no series {self._series}")
+            file.levels = list(found[self._series].levels)
+            return file
+        except BaseException:
+            file.close()
+            raise
 
     def _describe(self, handle: _File) -> Description:
-        levels = self._levels(handle)
+        levels = handle.levels
         plans = [self._plan(level, number) for number, level in enumerate(levels)]
         first = levels[0].keyframe
         layout = plans[0].layout
@@ -158,7 +162,7 @@ class TiffSource(FileSource):
         with file.lock:
             page = file.pages.get((level, number))
             if page is None:
-                page = file.pages[level, number] = self._levels(file)[level].pages[number]
+                page = file.pages[level, number] = file.levels[level].pages[number]
             return page
 
     def _read_region(self, handle: _File, level: int, start: Shape, stop: Shape) -> Array:
@@ -166,7 +170,7 @@ class TiffSource(FileSource):
         with handle.lock:
             array = handle.arrays.get(level)
             if array is None:
-                found = self._levels(handle)[level]
+                found = handle.levels[level]
                 dtype = np.dtype(handle.tiff.byteorder + found.keyframe.dtype.char)
                 array = handle.arrays[level] = MappedFile(self._path, found.dataoffset, dtype, layout.shape)
         return native(layout.arrange(array[layout.index(start, stop)]))
@@ -195,12 +199,12 @@ class TiffSource(FileSource):
         return tile if len(index) == 2 else tile[None]
 
     def _planes(self, file: _File, level: int) -> int:
-        page = self._levels(file)[level].keyframe
+        page = file.levels[level].keyframe
         return int(page.samplesperpixel) if page.planarconfig == 2 else 1
 
     def _segment(self, file: _File, level: int, page: Any, segment: int) -> Array:
         """Decode one tile or strip, (length, width, samples)."""
-        keyframe = self._levels(file)[level].keyframe
+        keyframe = file.levels[level].keyframe
         samples = 1 if keyframe.planarconfig == 2 else int(keyframe.samplesperpixel)
         plan: _LevelPlan = self._private[level]
         assert plan.tile is not None
@@ -217,8 +221,8 @@ class TiffSource(FileSource):
         if len(data) < count:
             raise SourceError(f"the file is cut off: tile {segment} has {len(data)} bytes of {count}")
         options = {} if page.jpegtables is None else {"jpegtables": page.jpegtables}
-        if page.jpegheader is not None:
-            options["jpegheader"] = page.jpegheader
+        if getattr(keyframe, "jpegheader", None) is not None:  # of Hamamatsu's files
+            options["jpegheader"] = keyframe.jpegheader
         array = page.decode(data, segment, **options)[0]
         if array is None:
             raise SourceError(f"tile {segment} cannot be decoded")

@@ -108,7 +108,7 @@ class VideoSource(FileSource):
             if key < 0:
                 raise SourceError(f"frame {index[0]} is missing")
             self._seek(handle, int(keys[key]))
-        pixels = frame.to_ndarray(format=format)
+        pixels: Array = frame.to_ndarray(format=format)
         return pixels[None] if pixels.ndim == 3 else pixels[None, ..., None]
 
     def _seek(self, handle: _Decoder, time: int) -> None:
