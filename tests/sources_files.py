@@ -184,7 +184,12 @@ def write_dicom(path, image, size, spacing, number, series):
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = instance
     data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = series
     data.Modality, data.PatientID, data.ContainerIdentifier = "SM", "none", "slide"
-    data.ImageType = ["ORIGINAL" if number == 0 else "DERIVED", "PRIMARY", "VOLUME", "NONE" if number == 0 else "RESAMPLED"]
+    data.ImageType = [
+        "ORIGINAL" if number == 0 else "DERIVED",
+        "PRIMARY",
+        "VOLUME",
+        "NONE" if number == 0 else "RESAMPLED",
+    ]
     data.DimensionOrganizationType = "TILED_FULL"
     data.InstanceNumber = number + 1
     data.VolumetricProperties, data.FocusMethod, data.ExtendedDepthOfField = "VOLUME", "AUTO", "NO"
@@ -221,7 +226,9 @@ def write_dicom(path, image, size, spacing, number, series):
 def video(name, codec, pixel_format, suffix, **options):
     def make(folder):
         [av] = need("av")
-        frames = smooth((48, 64), 0)[None] // 2 + smooth((48, 64), 1)[None] // 40 * np.arange(40)[:, None, None, None] // 10
+        frames = (
+            smooth((48, 64), 0)[None] // 2 + smooth((48, 64), 1)[None] // 40 * np.arange(40)[:, None, None, None] // 10
+        )
         path = folder / f"a.{suffix}"
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=25, options=options)
@@ -276,7 +283,14 @@ MAKERS = [
     tiff("tiff_plain", pixels((61, 47, 3)), **RGB),
     tiff("tiff_strips", pixels((61, 47, 3), "uint16"), compression="zlib", rowsperstrip=9, predictor=True, **RGB),
     tiff("tiff_tiles", pixels((61, 47, 3)), compression="zstd", tile=(16, 32), **RGB),
-    tiff("tiff_float", pixels((61, 47), "float32"), pixels((61, 47, 1), "float32"), compression="lzw", tile=(32, 32), **GRAY),
+    tiff(
+        "tiff_float",
+        pixels((61, 47), "float32"),
+        pixels((61, 47, 1), "float32"),
+        compression="lzw",
+        tile=(32, 32),
+        **GRAY,
+    ),
     tiff(
         "tiff_planar",
         pixels((3, 61, 47)),
@@ -295,7 +309,13 @@ MAKERS = [
         byteorder=">",
         **GRAY,
     ),
-    tiff("tiff_imagej", pixels((5, 31, 47), "uint16"), pixels((5, 31, 47), "uint16")[..., None], imagej=True, metadata={"axes": "ZYX"}),
+    tiff(
+        "tiff_imagej",
+        pixels((5, 31, 47), "uint16"),
+        pixels((5, 31, 47), "uint16")[..., None],
+        imagej=True,
+        metadata={"axes": "ZYX"},
+    ),
     tiff_pyramid,
     ome_tiff,
     openslide,

@@ -31,6 +31,24 @@ SEQUENTIAL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III
 BLOCK = 1 << 16
 
 
+class _File:
+    """An open file, and the sample that it would decode next."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.again()
+
+    def again(self) -> None:
+        """Go to the beginning. A seek to it is one of those that cannot be trusted."""
+        self.close()
+        self.file = require("soundfile", "audio").SoundFile(self._path)
+        self.position = 0
+
+    def close(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+
 class AudioSource(FileSource):
     """An audio file (WAV, FLAC, Ogg, MP3 and what else libsndfile reads): axis x, channels.
 
@@ -55,35 +73,35 @@ class AudioSource(FileSource):
             raise ValueError(f"dtype: must be int16, int32, float32 or float64, got {self._dtype}")
         super().__init__(path)
 
-    def _open(self) -> Any:
+    def _open(self) -> _File:
         self._check_stamp()
-        return require("soundfile", "audio").SoundFile(self._path)
+        return _File(self._path)
 
-    def _describe(self, handle: Any) -> Description:
-        dtype = self._dtype or np.dtype(DTYPES.get(handle.subtype, "float32"))
-        sequential = handle.subtype in SEQUENTIAL
-        if not sequential and not handle.seekable():
+    def _describe(self, handle: _File) -> Description:
+        file = handle.file
+        dtype = self._dtype or np.dtype(DTYPES.get(file.subtype, "float32"))
+        sequential = file.subtype in SEQUENTIAL
+        if not sequential and not file.seekable():
             raise SourceError(f"{self.name}: cannot be read from the middle")
         tiles = [(BLOCK,)] if sequential else None
-        return Description("x", dtype, handle.channels, [[handle.frames]], tiles, [1 / handle.samplerate], ["s"])
+        return Description("x", dtype, file.channels, [[file.frames]], tiles, [1 / file.samplerate], ["s"])
 
-    def _read_region(self, handle: Any, level: int, start: Shape, stop: Shape) -> Array:
-        if handle.tell() != start[0]:
-            handle.seek(start[0])
+    def _read_region(self, handle: _File, level: int, start: Shape, stop: Shape) -> Array:
+        if handle.position != start[0]:
+            handle.file.seek(start[0])
         return self._next(handle, start[0], stop[0] - start[0])
 
-    def _read_tile(self, handle: Any, level: int, index: Shape) -> Array:
+    def _read_tile(self, handle: _File, level: int, index: Shape) -> Array:
         start, stop = self._tile_ends(level, index)
-        if handle.tell() > start[0]:
-            # Opened anew, as a seek to the beginning is one that cannot be trusted either.
-            handle.close()
-            handle.__init__(self._path)
-        while handle.tell() < start[0]:
-            self._next(handle, handle.tell(), min(BLOCK, start[0] - handle.tell()))
+        if handle.position > start[0]:
+            handle.again()
+        while handle.position < start[0]:
+            self._next(handle, handle.position, min(BLOCK, start[0] - handle.position))
         return self._next(handle, start[0], stop[0] - start[0])
 
-    def _next(self, handle: Any, position: int, count: int) -> Array:
-        samples: Array = handle.read(count, self.dtype.name, always_2d=True)
+    def _next(self, handle: _File, position: int, count: int) -> Array:
+        samples: Array = handle.file.read(count, self.dtype.name, always_2d=True)
+        handle.position = position + len(samples)
         if len(samples) < count:
             raise SourceError(f"the file ends at sample {position + len(samples)}, {self.shape[0]} expected")
         return samples
