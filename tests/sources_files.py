@@ -252,7 +252,8 @@ def audio(name, suffix, subtype, dtype):
         time = np.arange(100_000 if suffix in ("ogg", "mp3") else 5000)[:, None] / 300
         samples = 0.5 * np.sin(time * np.array([1.0, 1.7]))
         soundfile.write(folder / f"a.{suffix}", samples, 16000, subtype=subtype)
-        return folder / f"a.{suffix}", {}, [soundfile.read(folder / f"a.{suffix}", dtype=dtype)[0]]
+        with soundfile.SoundFile(folder / f"a.{suffix}") as file:  # soundfile.read would seek
+            return folder / f"a.{suffix}", {}, [file.read(dtype=dtype)]
 
     make.__name__ = name
     return make

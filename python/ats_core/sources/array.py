@@ -134,20 +134,22 @@ class NpySource(FileSource):
 
     def _open(self) -> MappedFile:
         self._check_stamp()
-        header = self._header
-        if header is None:
-            with open(self._path, "rb") as file:
-                version = np.lib.format.read_magic(file)
-                if version not in ((1, 0), (2, 0), (3, 0)):
-                    raise SourceError(f"{self.name}: is of an unknown version {version} of the npy format")
-                # Version 3 differs from 2 in the header's encoding, which numbers do not need.
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(file)
-                if dtype.hasobject or min(shape, default=1) < 0:
-                    raise SourceError(f"{self.name}: holds {dtype} {shape}, not numbers")
-                header = self._header = (file.tell(), dtype, shape, "F" if fortran else "C")
+        header = self._header or self._read_header()
+        self._header = header
         offset, dtype, shape, order = header
         return MappedFile(self._path, offset, dtype, shape, order)
+
+    def _read_header(self) -> tuple[int, Any, Shape, Literal["C", "F"]]:
+        with open(self._path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0), (3, 0)):
+                raise SourceError(f"{self.name}: is of an unknown version {version} of the npy format")
+            # Version 3 differs from 2 in the header's encoding, which numbers do not need.
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            if dtype.hasobject or min(shape, default=1) < 0:
+                raise SourceError(f"{self.name}: holds {dtype} {shape}, not numbers")
+            return file.tell(), dtype, shape, "F" if fortran else "C"
 
     def _describe(self, handle: MappedFile) -> Description:
         assert self._header is not None

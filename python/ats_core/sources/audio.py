@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -26,7 +25,7 @@ DTYPES = {
 }
 
 
-# libsndfile 1.2.2 seeks to other samples than it says in these (seen with Ogg Vorbis): they are read from the beginning.
+# libsndfile 1.2.2 seeks to other samples than it says in these (seen with Ogg): they are read from the beginning.
 SEQUENTIAL = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 BLOCK = 1 << 16
 
@@ -41,7 +40,11 @@ class _File:
     def again(self) -> None:
         """Go to the beginning. A seek to it is one of those that cannot be trusted."""
         self.close()
-        self.file = require("soundfile", "audio").SoundFile(self._path)
+        soundfile = require("soundfile", "audio")
+        self.file = soundfile.SoundFile(self._path)
+        if self.file.subtype in SEQUENTIAL:
+            # The package seeks after every read, which moves an MP3 decoder, unless the file says that it cannot.
+            self.file.seekable = lambda: False
         self.position = 0
 
     def close(self) -> None:

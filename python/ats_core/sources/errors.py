@@ -34,8 +34,12 @@ def opening(name: str) -> Iterator[None]:
     """Turn whatever a library raises about a broken file into a SourceError."""
     try:
         yield
-    except (SourceError, ImportError):
+    except ImportError:
         raise
+    except SourceError as error:
+        if str(error).startswith(name):
+            raise
+        raise SourceError(f"{name}: cannot be opened: {error}") from error
     except FileNotFoundError as error:
         raise SourceError(f"{name}: no such file") from error
     except Exception as error:
