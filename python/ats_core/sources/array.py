@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Mapping
@@ -92,28 +93,24 @@ class MappedFile:
     def __init__(
         self, path: str, offset: int, dtype: np.dtype[Any], shape: Shape, order: Literal["C", "F"] = "C"
     ) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115
-        try:
-            count = int(np.prod(shape, dtype=object))
-            self._end = offset + count * dtype.itemsize
-            self._check()
-            memory = mmap.mmap(self._file.fileno(), self._end, access=mmap.ACCESS_READ)
-            self._array: Array = np.ndarray(shape, dtype, memory, offset, order=order)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _check(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        if size < self._end:
-            raise SourceError(f"the file is cut off: {size} bytes, {self._end} expected")
+        self._end = offset + math.prod(shape) * dtype.itemsize
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < self._end:
+                raise SourceError(f"the file is cut off: {size} bytes, {self._end} expected")
+            self._memory = mmap.mmap(file.fileno(), self._end, access=mmap.ACCESS_READ)
+        self._array: Array | None = np.ndarray(shape, dtype, self._memory, offset, order=order)
 
     def __getitem__(self, index: Any) -> Array:
-        self._check()
+        assert self._array is not None
+        size = self._memory.size()  # of the file
+        if size < self._end:
+            raise SourceError(f"the file is cut off: {size} bytes, {self._end} expected")
         return np.array(self._array[index])
 
     def close(self) -> None:
-        self._file.close()  # the map goes with its last array
+        self._array = None
+        self._memory.close()
 
 
 class NpySource(FileSource):
