@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import sources_files
-from ats_core.sources import FunctionSource, Level, SourceBatch, SourceError, open_source
+from ats_core.sources import FunctionSource, Level, SourceBatch, SourceError, handles, open_source
 from ats_core.sources import errors as source_errors
-from ats_core.sources import handles
 from sources_files import made, need, pixels, smooth  # noqa: F401
 
 ON_DISK = [name for name in sources_files.NAMES if "array" not in name]
@@ -23,7 +22,7 @@ def test_damaged_files(part):
     """In a process of its own: a library that crashes is a failure here, not the end of the tests."""
     names = ON_DISK[part::4]
     command = [sys.executable, Path(__file__).with_name("sources_fuzz.py"), "--count", "200", *names]
-    result = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+    result = subprocess.run(command, check=False, capture_output=True, timeout=300)
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:].decode(errors="replace")
     assert all(f"{name}: 200 damaged" in result.stdout.decode() for name in names)
 
