@@ -6,11 +6,30 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 
 from ats_core._arguments import Array
 
 DEFAULT_BYTES = 128 << 20
+
+
+class _Flight:
+    """A tile that a thread is decoding: `landed` is locked until it is done."""
+
+    __slots__ = ("error", "landed", "tile")
+
+    def __init__(self) -> None:
+        self.landed = threading.Lock()
+        self.landed.acquire()
+        self.tile: Array | None = None
+        self.error: BaseException | None = None
+
+    def wait(self) -> Array:
+        with self.landed:
+            pass
+        if self.tile is None:
+            assert self.error is not None
+            raise self.error
+        return self.tile
 
 
 class TileCache:
@@ -24,7 +43,7 @@ class TileCache:
         """Start anew, also after a fork, when another thread may have held the lock."""
         self._lock = threading.Lock()
         self._tiles: OrderedDict[tuple[int, Hashable], Array] = OrderedDict()
-        self._flights: dict[tuple[int, Hashable], Future[Array]] = {}
+        self._flights: dict[tuple[int, Hashable], _Flight] = {}
         self._bytes = 0
 
     def get(self, owner: int, key: Hashable, decode: Callable[[], Array]) -> Array:
@@ -38,15 +57,16 @@ class TileCache:
             flight = self._flights.get(name)
             mine = flight is None
             if flight is None:
-                flight = self._flights[name] = Future()
+                flight = self._flights[name] = _Flight()
         if not mine:
-            return flight.result()
+            return flight.wait()
         try:
             tile = decode()
         except BaseException as error:
             with self._lock:
                 self._flights.pop(name, None)
-            flight.set_exception(error)
+            flight.error = error
+            flight.landed.release()
             raise
         with self._lock:
             self._flights.pop(name, None)
@@ -54,7 +74,8 @@ class TileCache:
                 self._tiles[name] = tile
                 self._bytes += tile.nbytes
             self._shrink()
-        flight.set_result(tile)
+        flight.tile = tile
+        flight.landed.release()
         return tile
 
     def discard(self, owner: int) -> None:

@@ -46,21 +46,10 @@ def opening(name: str) -> Iterator[None]:
         raise SourceError(f"{name}: cannot be opened: {words(error)}") from error
 
 
-@contextmanager
-def reading(name: str, level: int, start: Sequence[int], stop: Sequence[int]) -> Iterator[None]:
-    """The same for a region of a level."""
-    try:
-        yield
-    except (SourceError, ImportError) as error:
-        if isinstance(error, ImportError) or getattr(error, "names_region", False):
-            raise
-        raise _about(f"{str(error).removeprefix(f'{name}: ')}", name, level, start, stop) from error
-    except Exception as error:
-        raise _about(words(error), name, level, start, stop) from error
-
-
-def _about(text: str, name: str, level: int, start: Sequence[int], stop: Sequence[int]) -> SourceError:
+def of_region(error: Exception, name: str, level: int, start: Sequence[int], stop: Sequence[int]) -> Exception:
+    """What to raise when a region of a level cannot be read because of `error`."""
+    if isinstance(error, ImportError):
+        return error
+    text = str(error).removeprefix(f"{name}: ") if isinstance(error, SourceError) else words(error)
     ranges = ", ".join(f"{first}:{last}" for first, last in zip(start, stop, strict=True))
-    error = SourceError(f"{name}: level {level}, region [{ranges}]: {text}")
-    error.names_region = True  # type: ignore[attr-defined]
-    return error
+    return SourceError(f"{name}: level {level}, region [{ranges}]: {text}")

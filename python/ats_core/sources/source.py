@@ -17,7 +17,7 @@ import numpy as np
 from ats_core._arguments import Array, Ints, to_array, to_float, to_int, to_ints
 from ats_core.sources import handles
 from ats_core.sources.cache import TILES
-from ats_core.sources.errors import SourceError, opening, reading
+from ats_core.sources.errors import SourceError, of_region, opening
 from ats_core.sources.padding import PADDINGS, gather, span, to_pixel
 
 if TYPE_CHECKING:
@@ -390,18 +390,20 @@ class Source(abc.ABC):
         return start, tuple(min(x + n, end) for x, n, end in zip(start, grid.tile, grid.shape, strict=True))
 
     def _region(self, level: int, start: Shape, stop: Shape) -> Array:
-        with reading(self.name, level, start, stop):
+        try:
             with self._borrow() as handle:
                 region = self._read_region(handle, level, start, stop)
             size = tuple(last - first for first, last in zip(start, stop, strict=True))
             region = self._checked(region, (*size, self.channels))
+        except Exception as error:
+            raise of_region(error, self.name, level, start, stop) from error
         self._count(1, region.nbytes, 0)
         return region
 
     def _tile(self, level: int, index: Shape) -> Array:
         def decode() -> Array:
             start, stop = self._tile_ends(level, index)
-            with reading(self.name, level, start, stop):
+            try:
                 with self._borrow() as handle:
                     tile = self._read_tile(handle, level, index)
                 tile = self._checked(tile, None)
@@ -410,6 +412,8 @@ class Source(abc.ABC):
                     raise SourceError(f"got a tile of shape {tile.shape}")
                 if any(size < least for size, least in zip(tile.shape, needed, strict=False)):
                     raise SourceError(f"got a tile of shape {tile.shape}, which lacks pixels")
+            except Exception as error:
+                raise of_region(error, self.name, level, start, stop) from error
             self._count(1, tile.nbytes, 0)
             return tile
 
@@ -502,14 +506,12 @@ class _TileJob:
     users: list[tuple[Shape, Array]]
 
     def __call__(self) -> None:
-        grid = self.source.levels[self.level]
-        assert grid.tile is not None
         tile = self.source._tile(self.level, self.index)
-        corner = [place * size for place, size in zip(self.index, grid.tile, strict=True)]
+        corner, stop = self.source._tile_ends(self.level, self.index)
         for start, target in self.users:
             from_, to = [], []
-            for x, first, length, n, end in zip(corner, start, target.shape, grid.tile, grid.shape, strict=False):
-                low, high = max(x, first), min(x + n, first + length, end)
+            for x, end, first, length in zip(corner, stop, start, target.shape, strict=False):
+                low, high = max(x, first), min(end, first + length)
                 from_.append(slice(low - x, high - x))
                 to.append(slice(low - first, high - first))
             target[tuple(to)] = tile[tuple(from_)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -32,7 +33,11 @@ class _LevelPlan:
 
     layout: Layout
     outer: Shape  # shape of the stored axes that pages are counted along
-    tile: Shape | None  # of a page (depth, length, width); None: one plain array in the file
+    tile: Shape | None = None  # of a page (depth, length, width); None: one plain array in the file
+    across: int = 1  # tiles in a row
+    segments: int = 1  # tiles in a plane
+    planes: int = 1  # of a page, if they are stored one after the other
+    samples: int = 1  # of a tile
 
 
 class _File:
@@ -131,7 +136,7 @@ class TiffSource(FileSource):
             stored = "".join(letters)
         layout = to_layout(level.shape, stored, self._select)
         if level.dataoffset is not None:
-            return _LevelPlan(layout, (), None)
+            return _LevelPlan(layout, ())
         inner = len(page.shape)
         while inner > 0 and tuple(level.shape[len(level.shape) - inner :]) != tuple(page.shape[-inner:]):
             inner -= 1
@@ -144,11 +149,12 @@ class TiffSource(FileSource):
             tile = (1, min(page.rowsperstrip, page.imagelength), page.imagewidth)
         if tile[2] < 1 or tile[1] < 1:
             raise SourceError(f"level {number}: has tiles of {tile[1:]} pixels")
-        segments = -(-page.imagelength // tile[1]) * -(-page.imagewidth // tile[2])
+        across = -(-page.imagewidth // tile[2])
+        segments = -(-page.imagelength // tile[1]) * across
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         if len(page.dataoffsets) < segments * planes or len(page.databytecounts) < segments * planes:
             raise SourceError(f"level {number}: has {len(page.dataoffsets)} tiles, {segments * planes} expected")
-        return _LevelPlan(layout, outer, tile)
+        return _LevelPlan(layout, outer, tile, across, segments, planes, page.samplesperpixel // planes)
 
     def _spacing(self, file: _File, level: Any, layout: Layout) -> tuple[Sequence[float | None], Sequence[str | None]]:
         try:
@@ -177,44 +183,37 @@ class TiffSource(FileSource):
 
     def _read_tile(self, handle: _File, level: int, index: Shape) -> Array:
         plan: _LevelPlan = self._private[level]
-        layout, inner = plan.layout, len(plan.layout.shape) - len(plan.outer)
-        depth = index[0] if len(index) == 3 else None
-        *_, row, column = index
-        assert plan.tile is not None
-        down, across = (-(-layout.spatial()[axis] // size) for axis, size in zip((-2, -1), plan.tile[1:], strict=True))
-        segment = row * across + column
-        # Every page, and in it every plane, that has a part of this tile's channels.
-        places = []
-        for axis in layout.stored[: len(plan.outer)]:
-            size = layout.shape[layout.stored.index(axis)]
-            places.append(range(size) if axis == "c" else [layout.fixed.get(axis, depth or 0)])
-        parts = []
-        for place in np.ndindex(*(len(x) for x in places)):
-            picked = [x[i] for x, i in zip(places, place, strict=True)]
-            number = int(np.ravel_multi_index(picked, plan.outer)) if plan.outer else 0
-            page = self._page(handle, level, number)
-            planes = range(self._planes(handle, level) if "c" in layout.stored[-inner:] else 1)
-            parts += [self._segment(handle, level, page, segment + plane * down * across) for plane in planes]
+        segment = index[-2] * plan.across + index[-1]
+        if not plan.outer:
+            pages = [0]
+        else:  # every page that has channels of this tile
+            layout = plan.layout
+            places = [
+                range(size) if axis == "c" else [layout.fixed.get(axis, index[0])]
+                for axis, size in zip(layout.stored, plan.outer, strict=False)
+            ]
+            pages = [int(np.ravel_multi_index(place, plan.outer)) for place in itertools.product(*places)]
+        parts = [
+            self._segment(handle, level, page, segment + plane * plan.segments)
+            for page in pages
+            for plane in range(plan.planes)
+        ]
         tile = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         return tile if len(index) == 2 else tile[None]
 
-    def _planes(self, file: _File, level: int) -> int:
-        page = file.levels[level].keyframe
-        return int(page.samplesperpixel) if page.planarconfig == 2 else 1
-
-    def _segment(self, file: _File, level: int, page: Any, segment: int) -> Array:
-        """Decode one tile or strip, (length, width, samples)."""
+    def _segment(self, file: _File, level: int, number: int, segment: int) -> Array:
+        """Decode one tile or strip of a page, (length, width, samples)."""
+        page = self._page(file, level, number)
         keyframe = file.levels[level].keyframe
-        samples = 1 if keyframe.planarconfig == 2 else int(keyframe.samplesperpixel)
         plan: _LevelPlan = self._private[level]
-        assert plan.tile is not None
         offset = count = 0
         if page is not None:
             if segment >= len(page.dataoffsets) or segment >= len(page.databytecounts):
                 raise SourceError(f"the file has no tile {segment}")
             offset, count = page.dataoffsets[segment], page.databytecounts[segment]
         if offset == 0 or count == 0:  # a sparse file
-            return np.full((*plan.tile[1:], samples), keyframe.nodata, self.dtype)
+            assert plan.tile is not None
+            return np.full((*plan.tile[1:], plan.samples), keyframe.nodata, self.dtype)
         if offset + count > file.size:
             raise SourceError(f"the file is cut off: {file.size} bytes, tile {segment} ends at {offset + count}")
         data = os.pread(file.descriptor, count, offset)
