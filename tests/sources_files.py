@@ -145,12 +145,21 @@ def ome_zarr(folder):
     return folder / "a.zarr", {}, [level[0, :, 0].transpose(1, 2, 0) for level in levels]
 
 
-def hdf5(folder):
-    [h5py] = need("h5py")
-    image = pixels((61, 47, 3), "float32")
-    with h5py.File(folder / "a.h5", "w") as file:
-        file.create_dataset("group/image", data=image, chunks=(16, 24, 3), compression="gzip", fletcher32=True)
-    return f"{folder / 'a.h5'}::/group/image", {}, [image]
+def hdf5(name, dtype, channels=3, **options):
+    def make(folder):
+        [h5py] = need("h5py")
+        image = pixels((61, 47, 3), dtype)
+        image[:16, :24] //= 7  # so that some chunks can be compressed
+        with h5py.File(folder / "a.h5", "w") as file:
+            stored = file.create_dataset(
+                "group/image", (70, 47, 3), dtype, chunks=(16, 24, channels), fillvalue=3, **options
+            )
+            stored[:61] = image
+        image = np.concatenate([image, np.full((9, 47, 3), 3, dtype)])
+        return f"{folder / 'a.h5'}::/group/image", {}, [image.astype(np.dtype(dtype).newbyteorder("="))]
+
+    make.__name__ = name
+    return make
 
 
 def hdf5_contiguous(folder):
@@ -325,7 +334,10 @@ MAKERS = [
     zarr("zarr3_shards", 3, "int16", chunks=(16, 24, 3), shards=(32, 48, 3)),
     zarr_url,
     ome_zarr,
-    hdf5,
+    hdf5("hdf5", "float32", compression="gzip", fletcher32=True),
+    hdf5("hdf5_shuffle", "uint16", 2, compression="gzip", shuffle=True, fletcher32=True),
+    hdf5("hdf5_plain", "uint8"),
+    hdf5("hdf5_lzf", "int16", compression="lzf"),
     hdf5_contiguous,
     dicom,
     video("video_h264", "libx264", "yuv420p", "mp4", g="12", bf="3"),
