@@ -1,6 +1,6 @@
 """Damage files and read them: every one is read or refused with a SourceError, without a crash or a hang.
 
-    python tests/sources_fuzz.py [--count 1000] [--seed 0] [NAMES]
+    python tests/sources_fuzz.py [--count 1000] [--seed 0] [--share] [NAMES]
 
 Prints a line a format. Runs in a process of its own, because a library that crashes would take the tests along.
 """
@@ -85,10 +85,18 @@ def fuzz(maker, count, seed):
     return refused
 
 
+BACKENDS = ("npy", "tiff", "openslide", "zarr", "hdf5", "dicom", "video", "audio", "nifti")
+
+
+def backend_of(name):
+    return next((backend for backend in BACKENDS if backend in name), None)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", action="store_true", help="the count is divided among the formats of a backend")
     parser.add_argument("names", nargs="*", choices=[[], *sources_files.NAMES], metavar="NAMES")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -97,10 +105,13 @@ def main():
     logging.disable(logging.CRITICAL)
     ats_core.set_num_threads(1)
     for maker in sources_files.MAKERS:
-        if maker.__name__ in arguments.names or (not arguments.names and "array" not in maker.__name__):
-            print(f"{maker.__name__} ...", flush=True)
-            refused = fuzz(maker, arguments.count, arguments.seed)
-            print(f"{maker.__name__}: {arguments.count} damaged, {refused} refused", flush=True)
+        name = maker.__name__
+        backend = backend_of(name)
+        if backend is not None and (not arguments.names or name in arguments.names):
+            formats = sum(backend_of(other) == backend for other in sources_files.NAMES)
+            count = -(-arguments.count // formats) if arguments.share else arguments.count
+            print(f"{name} ...", flush=True)
+            print(f"{name}: {count} damaged, {fuzz(maker, count, arguments.seed)} refused", flush=True)
 
 
 if __name__ == "__main__":
