@@ -98,19 +98,29 @@ def ome_tiff(folder):
     return folder / "a.ome.tif", {}, [stack.transpose(0, 2, 3, 1)]
 
 
-def openslide(folder):
-    """A pyramid in pages, as OpenSlide's generic TIFF format has it; sizes divide, so that no level is shifted."""
-    tifffile, _, library = need("tifffile", "imagecodecs", "openslide")
-    with tifffile.TiffWriter(folder / "a.tif") as writer:
-        for number, level in enumerate(halves(smooth((512, 768)), 3)):
-            writer.write(level, photometric="rgb", compression="jpeg", tile=(128, 128), subfiletype=min(number, 1))
-    with library.OpenSlide(folder / "a.tif") as slide:
-        levels = [
-            np.asarray(slide.read_region((0, 0), level, size))[..., :3]
-            for level, size in enumerate(slide.level_dimensions)
-        ]
-    assert len(levels) == 3
-    return folder / "a.tif", {"backend": "openslide"}, levels
+def openslide(name, levels):
+    """A pyramid in pages, as OpenSlide's generic TIFF format has it."""
+
+    def make(folder):
+        tifffile, _, library = need("tifffile", "imagecodecs", "openslide")
+        with tifffile.TiffWriter(folder / "a.tif") as writer:
+            for number, level in enumerate(levels):
+                writer.write(level, photometric="rgb", compression="jpeg", tile=(128, 128), subfiletype=min(number, 1))
+        with library.OpenSlide(folder / "a.tif") as slide:
+            found = [
+                np.asarray(slide.read_region((0, 0), level, size))[..., :3]
+                for level, size in enumerate(slide.level_dimensions)
+            ]
+        assert len(found) == len(levels)
+        return folder / "a.tif", {"backend": "openslide"}, found
+
+    make.__name__ = name
+    return make
+
+
+def fourth(image):
+    """A pyramid whose second level is no divisor of the first: OpenSlide would shift its regions."""
+    return [image, image[: image.shape[0] // 4 * 4 : 4, : image.shape[1] // 4 * 4 : 4].copy()]
 
 
 def zarr(name, version, dtype="uint8", **options):
@@ -328,7 +338,8 @@ MAKERS = [
     ),
     tiff_pyramid,
     ome_tiff,
-    openslide,
+    openslide("openslide", halves(smooth((512, 768)), 3)),
+    openslide("openslide_odd", fourth(smooth((303, 4607)))),
     zarr("zarr2", 2, chunks=(16, 24, 3)),
     zarr("zarr3", 3, "float64", chunks=(16, 24, 2)),
     zarr("zarr3_shards", 3, "int16", chunks=(16, 24, 3), shards=(32, 48, 3)),
