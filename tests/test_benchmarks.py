@@ -324,3 +324,12 @@ def test_what_ptxas_says():
 
 def test_every_script_of_bench_peers_is_there():
     assert all((ROOT / "benchmarks" / script).is_file() for script, *_ in peers.SCRIPTS)
+
+
+def test_sources(tmp_path):
+    for module in ("tifffile", "imagecodecs", "openslide", "zarr"):
+        pytest.importorskip(module)
+    run_script("sources.py", "--smoke", "--turns", "1", "--threads", "1", "--out", tmp_path)
+    content = json.loads((tmp_path / "sources.json").read_text())
+    check_results(content, (tmp_path / "sources.md").read_text(), "ats_core.sources")
+    assert content["notes"][0].startswith("Bytes decoded by ats_core.sources for bytes needed: ")

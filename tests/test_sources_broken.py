@@ -252,3 +252,12 @@ def test_a_memory_map_is_sent_by_its_name(tmp_path):
             assert len(state) < 2000
             with pickle.loads(state) as other:
                 np.testing.assert_array_equal(other.read(0, (0, 0), other.shape), view)
+
+
+def test_nothing_is_imported_before_it_is_needed():
+    packages = ["torch", "tensorflow", "keras", "tifffile", "openslide", "zarr", "tensorstore", "h5py", "av", "nibabel"]
+    code = (
+        "import sys, numpy as np, ats_core.sources as s; s.open_source(np.ones((9, 9))).read(0, (0, 0), 3); "
+        f"print([name for name in {packages} if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

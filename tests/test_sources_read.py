@@ -10,7 +10,7 @@ import pytest
 
 import ats_core
 from ats_core.sources import SourceError, open_source
-from sources_files import made  # noqa: F401
+from sources_files import MAKERS, made  # noqa: F401
 
 PADDINGS = ["constant", "edge", "reflect"]
 FILL = 7
@@ -54,6 +54,27 @@ def test_the_same_pixels_as_reading_the_file_whole(made):  # noqa: F811
         for level in source.levels:
             assert level.downsample == tuple(a / b for a, b in zip(source.shape, level.shape, strict=True))
         check(source, levels)
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "spacing", "units", "mpp"),
+    [
+        ("ome_tiff", "zyx", (2.0, 0.5, 0.25), ("um",) * 3, (2.0, 0.5, 0.25)),
+        ("tiff_pyramid", "yx", (1.0, 0.5), ("um",) * 2, (1.0, 0.5)),
+        ("ome_zarr", "yx", (0.5, 0.25), ("um",) * 2, (0.5, 0.25)),
+        ("dicom", "yx", (0.5, 0.5), ("um",) * 2, (0.5, 0.5)),
+        ("nifti", "zyx", (2.0, 1.0, 0.5), ("mm",) * 3, (2000.0, 1000.0, 500.0)),
+        ("audio_wav", "x", (1 / 16000,), ("s",), None),
+        ("video_h264", "tyx", (0.04, None, None), ("s", None, None), None),
+        ("npy", "yx", (None, None), (None, None), None),
+    ],
+)
+def test_spacing(tmp_path, name, axes, spacing, units, mpp):
+    [maker] = [maker for maker in MAKERS if maker.__name__ == name]
+    path, options, _ = maker(tmp_path)
+    with open_source(path, **options) as source:
+        assert (source.axes, source.units) == (axes, units)
+        assert source.spacing == pytest.approx(spacing) and source.mpp == (mpp and pytest.approx(mpp))
 
 
 def test_every_padding(made):  # noqa: F811

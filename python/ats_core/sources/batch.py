@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ats_core._arguments import Array, Ints, is_single, to_int64, to_ints
 from ats_core._patches import _origins_in_level
 from ats_core.sources.opening import open_source
+from ats_core.sources.padding import to_pixel
 from ats_core.sources.source import Plan, Source
 from ats_core.sources.threads import run, to_threads
 
@@ -38,16 +39,25 @@ class SourceBatch(Sequence[Source]):
         if isinstance(sources, str | bytes | os.PathLike):
             raise TypeError(f"sources: must be a sequence of sources or paths, got {sources!r}")
         members: list[Source] = []
+        opened: list[Source] = []
         try:
             for source in sources:
-                members.append(source if isinstance(source, Source) else open_source(source))
+                members.append(open_source(source))
+                if members[-1] is not source:
+                    opened.append(members[-1])
+            self._check(members)
         except BaseException:
-            for source in members:
-                source.close()
+            for member in opened:
+                member.close()
             raise
+        self._sources = tuple(members)
+        first = members[0]
+        self.axes, self.dtype, self.channels = first.axes, first.dtype, first.channels
+
+    @staticmethod
+    def _check(members: Sequence[Source]) -> None:
         if not members:
             raise ValueError("sources: must not be empty")
-        self._sources = tuple(members)
         first = members[0]
         for name in ("axes", "dtype", "channels"):
             for source in members:
@@ -56,7 +66,6 @@ class SourceBatch(Sequence[Source]):
                         f"sources: must have the same {name}, but {source.name} has {getattr(source, name)} and "
                         f"{first.name} has {getattr(first, name)}"
                     )
-        self.axes, self.dtype, self.channels = first.axes, first.dtype, first.channels
 
     @property
     def shapes(self) -> NDArray[np.int64]:
@@ -164,7 +173,8 @@ class SourceBatch(Sequence[Source]):
 
         run(((lambda row=row: job(row)) for row in range(len(self))), to_threads(threads))  # type: ignore[misc]
         shapes = np.array([array.shape[:-1] for array, _ in found], np.int64)
-        out = np.full((len(self), *shapes.max(0), self.channels), fill, self.dtype)
+        pixel = to_pixel(self.dtype, "constant", fill)
+        out = np.full((len(self), *shapes.max(0), self.channels), pixel, self.dtype)
         for row, (array, _) in enumerate(found):
             out[row][tuple(slice(length) for length in array.shape[:-1])] = array
         return out, shapes, np.array([downsample for _, downsample in found])

@@ -59,7 +59,10 @@ def run(jobs: Iterable[Callable[[], object]], threads: int) -> None:
         if pool is None:
             pool = _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="ats-sources")
     helpers = [pool.submit(work) for _ in range(threads - 1)]
-    work()
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001 (an interrupt: the helpers have to stop too)
+        errors.append(error)
     for helper in helpers:
         if not helper.cancel():  # one that has not begun finds nothing to do
             helper.result()
