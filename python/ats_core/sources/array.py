@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 
 from ats_core._arguments import Array, to_array
 from ats_core.sources.errors import SourceError
-from ats_core.sources.layout import Shape, native, to_layout
+from ats_core.sources.layout import native, to_layout
+from ats_core.sources.plan import Shape
 from ats_core.sources.source import Description, FileSource, Source
 
 

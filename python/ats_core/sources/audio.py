@@ -9,7 +9,8 @@ from numpy.typing import DTypeLike
 
 from ats_core._arguments import Array, to_dtype
 from ats_core.sources.errors import SourceError, require
-from ats_core.sources.source import Description, FileSource, Shape
+from ats_core.sources.plan import Shape
+from ats_core.sources.source import Description, FileSource
 
 # The smallest dtype that holds every value of a subtype; whatever is not here is decoded to float32.
 DTYPES = {

@@ -13,7 +13,8 @@ from ats_core._arguments import Array, Ints, is_single, to_int64, to_ints
 from ats_core._patches import _origins_in_level
 from ats_core.sources.opening import open_source
 from ats_core.sources.padding import to_pixel
-from ats_core.sources.source import Plan, Source
+from ats_core.sources.plan import Plan
+from ats_core.sources.source import Source
 from ats_core.sources.threads import run, to_threads
 
 if TYPE_CHECKING:

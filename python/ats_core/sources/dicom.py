@@ -9,7 +9,8 @@ import numpy as np
 
 from ats_core._arguments import Array
 from ats_core.sources.errors import SourceError, require
-from ats_core.sources.source import Description, Shape, Source
+from ats_core.sources.plan import Shape
+from ats_core.sources.source import Description, Source
 
 
 class DicomSource(Source):

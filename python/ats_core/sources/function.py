@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from numpy.typing import DTypeLike
 
 from ats_core._arguments import Array, to_dtype, to_int
-from ats_core.sources.source import Description, Level, Shape, Source
+from ats_core.sources.plan import Shape
+from ats_core.sources.source import Description, Level, Source
 
 
 class FunctionSource(Source):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeAlias
+from typing import SupportsIndex
 
 import numpy as np
 
 from ats_core._arguments import Array, to_int
+from ats_core.sources.plan import Shape
 
-Shape: TypeAlias = tuple[int, ...]
 SPATIAL = {"x": "x", "xy": "yx", "xyz": "zyx", "txy": "tyx"}
 DEFAULTS = {1: "x", 2: "yx", 3: "yxc", 4: "zyxc"}
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from ats_core._arguments import Array
 from ats_core.sources.errors import SourceError, require
-from ats_core.sources.layout import Shape, native, to_layout
+from ats_core.sources.layout import native, to_layout
+from ats_core.sources.plan import Shape
 from ats_core.sources.source import Description, FileSource
 
 UNITS = {"meter": "m", "mm": "mm", "micron": "um"}

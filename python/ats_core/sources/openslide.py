@@ -10,7 +10,8 @@ import numpy as np
 
 from ats_core._arguments import Array
 from ats_core.sources.errors import require
-from ats_core.sources.source import Description, FileSource, Shape
+from ats_core.sources.plan import Shape
+from ats_core.sources.source import Description, FileSource
 
 TILE = 512
 BEFORE = 128

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ats_core._arguments import Array, Ints, is_single, to_int
-from ats_core.sources.layout import Shape
+from ats_core.sources.plan import Shape
 
 if TYPE_CHECKING:
     from ats_core.sources.source import Source

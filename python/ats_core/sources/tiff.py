@@ -16,7 +16,8 @@ import numpy as np
 from ats_core._arguments import Array, to_int
 from ats_core.sources.array import MappedFile
 from ats_core.sources.errors import SourceError, require
-from ats_core.sources.layout import Layout, Shape, native, to_layout
+from ats_core.sources.layout import Layout, native, to_layout
+from ats_core.sources.plan import Shape
 from ats_core.sources.source import Description, FileSource
 
 # tifffile's letters: samples are channels, and a sequence of pages without a meaning is a stack.

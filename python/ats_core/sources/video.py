@@ -10,7 +10,8 @@ import numpy as np
 
 from ats_core._arguments import Array
 from ats_core.sources.errors import SourceError, require
-from ats_core.sources.source import Description, FileSource, Shape
+from ats_core.sources.plan import Shape
+from ats_core.sources.source import Description, FileSource
 
 FORMATS = {"gray": "gray", "gray16le": "gray16le", "gray16be": "gray16le"}
 # A seek costs about as much as decoding this many frames.

@@ -12,7 +12,8 @@ import numpy as np
 
 from ats_core._arguments import Array
 from ats_core.sources.errors import SourceError, require
-from ats_core.sources.layout import Layout, Shape, native, to_layout
+from ats_core.sources.layout import Layout, native, to_layout
+from ats_core.sources.plan import Shape
 from ats_core.sources.source import Description, Source
 
 UNITS = {"micrometer": "um", "millimeter": "mm", "nanometer": "nm", "centimeter": "cm", "meter": "m", "second": "s"}
