@@ -27,10 +27,14 @@ class _Open:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.order: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
+        self.latest = -1
 
     def touch(self, token: int, holder: Holder) -> None:
+        if token == self.latest:
+            return
         idle: list[Any] = []
         with self.lock:
+            self.latest = token
             self.order[token] = weakref.ref(holder)
             self.order.move_to_end(token)
             while len(self.order) > LIMIT:
@@ -42,6 +46,7 @@ class _Open:
     def forget(self, token: int) -> None:
         with self.lock:
             self.order.pop(token, None)
+            self.latest = -1
 
 
 OPEN = _Open()

@@ -105,8 +105,8 @@ class _TileJob:
     users: list[tuple[Shape, Array]]
 
     def __call__(self) -> None:
-        tile = self.source._tile(self.level, self.index)
         corner, stop = self.source._tile_ends(self.level, self.index)
+        tile = self.source._tile(self.level, self.index, corner, stop)
         for start, target in self.users:
             from_, to = [], []
             for x, end, first, length in zip(corner, stop, start, target.shape, strict=False):

@@ -369,7 +369,7 @@ class Source(abc.ABC):
 
     def _checked(self, array: Any, shape: Shape | None) -> Array:
         """What a backend returned, if it is what it should be."""
-        pixels = to_array("pixels", array)
+        pixels = array if isinstance(array, np.ndarray) else to_array("pixels", array)
         if pixels.dtype != self.dtype or (shape is not None and pixels.shape != shape):
             raise SourceError(f"got {pixels.dtype} {pixels.shape}, expected {self.dtype} {shape or ''}".rstrip())
         return pixels
@@ -398,9 +398,8 @@ class Source(abc.ABC):
         self._count(1, region.nbytes, 0)
         return region
 
-    def _tile(self, level: int, index: Shape) -> Array:
+    def _tile(self, level: int, index: Shape, start: Shape, stop: Shape) -> Array:
         def decode() -> Array:
-            start, stop = self._tile_ends(level, index)
             try:
                 with self._borrow() as handle:
                     tile = self._read_tile(handle, level, index)
