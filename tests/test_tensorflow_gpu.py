@@ -99,8 +99,11 @@ def test_kernels_run_on_a_pretended_gpu(tmp_path):
         [sys.executable, here / "on_pretended_gpu.py", gpu], check=True, stdout=subprocess.PIPE, text=True
     )
     told = json.loads(result.stdout.splitlines()[-1])
-    assert len(told) == 20
+    assert len(told) == 40
     for name, (error, copies, streams) in told.items():
+        if "without kernels" in name:  # on the CPU then
+            assert error is None, (name, error)
+            continue
         assert re.search(r"UnimplementedError: .* is on a GPU, and this build of libats has no CUDA kernels", error), (
             name
         )

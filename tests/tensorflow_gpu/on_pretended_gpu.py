@@ -1,5 +1,6 @@
-"""Calls every operation on a pretended GPU (the argument is its library), eagerly and in a graph, and prints as JSON what
-comes of each: the error, how often data was copied to the host, how often the stream was asked for."""
+"""Calls every operation on a pretended GPU (the argument is its library), eagerly and in a graph, as a build with CUDA
+kernels would and as one without, and prints as JSON what comes of each: the error, how often data was copied to the host,
+how often the stream was asked for."""
 
 import ctypes
 import json
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 gpu = ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
 import ats_core.tensorflow as ats
+from ats_core.tensorflow import _ops
 
 (DEVICE,) = tf.config.list_logical_devices("GPU")
 with tf.device(DEVICE.name):
@@ -37,11 +39,12 @@ CALLS = {  # with what varies, so that TensorFlow does not compute it while it m
 
 told = {}
 for name, (call, x) in CALLS.items():
-    for how in ("eager", "graph"):
+    for how in ("eager", "graph", "eager without kernels", "graph without kernels"):
+        _ops._has_kernels = "without" not in how
         gpu.take_copies_to_host(), gpu.take_streams_asked()
         try:
             unknown = tf.TensorSpec([None] * x.shape.rank, x.dtype)
-            (call if how == "eager" else tf.function(call, input_signature=[unknown]))(x)
+            (call if how.startswith("eager") else tf.function(call, input_signature=[unknown]))(x)
             error = None
         except tf.errors.OpError as raised:
             error = f"{type(raised).__name__}: {raised}"

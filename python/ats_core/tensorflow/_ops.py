@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from ats_core import _core
 from ats_core._build import adapter_path
 
 try:
@@ -16,6 +18,16 @@ except ImportError:  # private: without it the message is TensorFlow's own
 
     def _compiles_with_xla(graph: Any) -> bool:
         return False
+
+
+_has_kernels = bool(_core.cuda_architectures())
+
+
+def _device() -> Any:
+    """A scope for an operation: the CPU, where there is a GPU that this build of libats has no kernels for."""
+    if _has_kernels or not tf.config.list_logical_devices("GPU"):
+        return contextlib.nullcontext()
+    return tf.device("CPU:0")
 
 
 def _operation(name: str) -> Callable[..., Any]:
@@ -29,7 +41,8 @@ def _operation(name: str) -> Callable[..., Any]:
                 "jit_compile: ats_core has no XLA kernels, so that a function or model that uses it runs with "
                 "jit_compile=False only (the default of tf.function)"
             )
-        return operation(*args, **options)
+        with _device():
+            return operation(*args, **options)
 
     return call
 
