@@ -295,6 +295,22 @@ def test_cuda_peers(tmp_path):
     assert len(content["host_microseconds"]) == 10 and "| torch.topk | " in printed
 
 
+def test_cuda_bounds(tmp_path):
+    """Counts over rates; what cuda_peers.py measured stands beside the bound of the same case."""
+    case = {"case": "128 x 32,400 float32, N = 10", "how": "CUDA graph", "milliseconds": {"ours": 0.05, "other": 1.0}}
+    (tmp_path / "cuda_peers.json").write_text(json.dumps({"results": [case]}))
+    printed = run_script("cuda_bounds.py", "--gpu", "H100", "--out", tmp_path)
+    assert printed == (tmp_path / "cuda_bounds.md").read_text()
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| `")
+    ]
+    [line] = [line for line in lines if line[1] == case["case"]]
+    bound = 4 * 128 * 32_400 / 3.35e12 + 10 * 2_000 / 1.7e9
+    assert float(line[6]) == pytest.approx(1e6 * bound, rel=0.01) and float(line[7]) == 50.0
+    assert float(line[8]) == pytest.approx(5e-5 / bound, rel=0.01)
+    assert all(line[7:] == ["", ""] for line in lines if line[1] != case["case"])
+
+
 PTXAS = """
 [1/2] Building CUDA object CMakeFiles/ats_kernels.dir/libats/src/locate.cu.o
 ptxas info    : 0 bytes gmem

@@ -3,16 +3,16 @@
 //
 // Vector j of a row is the one that lies j * 16 bytes behind the aligned address at or before the row's begin, so that
 // the first and the last may be partly the row's only. Blocks number the vectors of a patch row after row; threads walk
-// through the numbers of their block, so that short rows keep them as busy as long ones. Of a long row a thread takes four, a
-// quarter of the row apart: where the row is is found once. A vector that the image covers
-// is read as aligned words, shifted into place; others (borders, ends of rows) go element by element.
+// through the numbers of their block, so that short rows keep them as busy as long ones. Of a long row a thread takes
+// four, a quarter of the row apart, so that where the row is is found once. A vector that the image covers is read as
+// aligned words, shifted into place; others (borders, ends of rows) go element by element.
 //
-// Instructions, counted in the PTX of uint8 to bfloat16 with mean and std of three channels: 200 a vector of 8 elements
-// for where it lies, its words and its means, of which the assembler folds a quarter, and 14 an element (unpacking 2,
-// subtracting 2, dividing 5, rounding and packing 5): 33 an element in all. 308 million elements (128 x 16 patches of 224 x
-// 224 x 3, 0.92 GB) take 0.35 ms of instructions on an H100 (28.7e12 a second), and 0.28 ms of memory (3.35 TB/s): the
-// instructions bind. Float32 (4 elements a vector, 50 an element of 8 bytes) takes 1.7 ps of instructions and 2.4 ps of
-// memory an element: memory binds, but where many rows begin or end within a vector.
+// Instructions, counted in the PTX of uint8 to bfloat16 with mean and std of three channels: at most 200 a vector of 8
+// elements for where it lies, its words and its means, of which the assembler folds a quarter, and 14 an element
+// (unpacking 2, subtracting 2, dividing 5, rounding and packing 5): at most 33 an element in all. 308 million elements
+// (128 x 16 patches of 224 x 224 x 3, 0.92 GB) take 0.35 ms of instructions on an H100 (28.7e12 a second), and 0.28 ms
+// of memory (3.35 TB/s). Float32 (4 elements a vector, 50 an element of 8 bytes) takes 1.7 ps of instructions and 2.4 ps
+// of memory an element: memory binds, but where many rows begin or end within a vector.
 #include "exact_divide.h"
 #include "patches_convert.cuh"
 #include "patches_cut.cuh"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypeAlias, cast
 
 import torch
-from torch import Tensor, _C
+from torch import _C, Tensor
 from torch.compiler import is_dynamo_compiling
 
 Sizes: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
