@@ -65,7 +65,7 @@ def demangle(names: list[str]) -> list[str]:
     readable = []
     for name in result.stdout.splitlines():
         kernel = re.search(r"run_kernel<(.*)>\(", name)
-        text = kernel[1] if kernel else name
+        text = kernel[1].strip() if kernel else name
         readable.append(re.sub(r"\(anonymous namespace\)::|\bats::(cuda::)?", "", text))
     return readable
 
