@@ -92,6 +92,13 @@ def test_picks_of_every_size(shape, n, dtype, logits):
         assert_same_bits(a, b)
 
 
+def test_picks_of_a_row_whose_tree_is_larger_than_shared_memory():
+    """Level 2 of the tree is in memory too, which begins at 1.6e8 cells."""
+    weights = torch.rand((1, 170_000_000), generator=torch.Generator().manual_seed(2))
+    for a, b in zip(ats.sample(weights.cuda(), 20, rng=(7, 3)), ats.sample(weights, 20, rng=(7, 3)), strict=True):
+        assert_same_bits(a, b)
+
+
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scales", [None, (1, 2, 4)])

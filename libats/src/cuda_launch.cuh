@@ -16,6 +16,8 @@ namespace ats::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr size_t kMostShared = 64 * 1024;  // that every GPU has
+constexpr size_t kArgumentBytes = 4096;    // of a kernel, before CUDA 12.1
 
 inline void check(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
@@ -61,8 +63,11 @@ struct Queue {
   void launch(const Kernel& kernel, int64_t blocks, int threads = Kernel::kThreads, size_t shared_bytes = 0) const {
     if (blocks <= 0) return;
     void (*const function)(Kernel) = run_kernel<Kernel>;
-    if (shared_bytes > 48 * 1024)  // more than this has to be asked for
-      check(op, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    static_assert(sizeof(Kernel) <= kArgumentBytes, "more than a kernel's arguments");
+    if (shared_bytes > kMostShared) throw Error(ATS_INTERNAL, std::string(op) + ": too much shared memory");
+    // More than 48 KB has to be asked for; always the same, so that threads that launch at once do not undo each other.
+    if (shared_bytes > 48 * 1024)
+      check(op, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMostShared)));
     void* arguments[] = {const_cast<Kernel*>(&kernel)};
     check(op,
           cudaLaunchKernel(function, dim3(unsigned(blocks)), dim3(unsigned(threads)), arguments, shared_bytes, stream));

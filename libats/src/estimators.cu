@@ -17,7 +17,7 @@
 namespace ats::cuda {
 namespace {
 
-constexpr int64_t kMostShared = 48 * 1024;
+constexpr int64_t kMostOfARow = 48 * 1024;
 constexpr int64_t kRowsInScratch = 512, kMatricesInScratch = 128;  // taken at once
 
 // What a warp keeps of a row of n samples, in doubles: a, da, and the sums of murthy's walk or weights.
@@ -173,7 +173,7 @@ struct Arrays : Rows<T> {
 template <typename Launch>
 void launch_rows(int64_t batch, int64_t doubles, void* scratch, const Launch& launch) {
   const int64_t bytes = doubles * int64_t(sizeof(double));
-  if (bytes <= kMostShared) launch(nullptr, blocks_for(batch, 1), size_t(bytes));
+  if (bytes <= kMostOfARow) launch(nullptr, blocks_for(batch, 1), size_t(bytes));
   else launch(static_cast<double*>(scratch), std::min(batch, kRowsInScratch), size_t{0});
 }
 
@@ -182,7 +182,7 @@ void launch_rows(int64_t batch, int64_t doubles, void* scratch, const Launch& la
 int64_t estimator_scratch(Where where, const ats_tensor& attention) {
   const int64_t batch = attention.shape[0];
   const int64_t bytes = multiply_sizes(where, attention.shape[1], kGradientDoubles * 8);
-  return bytes <= kMostShared ? 0 : multiply_sizes(where, bytes, std::min(batch, kRowsInScratch));
+  return bytes <= kMostOfARow ? 0 : multiply_sizes(where, bytes, std::min(batch, kRowsInScratch));
 }
 
 void fill_coefficients(const char* op, const Estimate& in, double* c, void* scratch, const ats_executor* executor) {

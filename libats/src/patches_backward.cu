@@ -257,7 +257,6 @@ void extract_patches_backward(const PatchesPlan& plan, const ats_tensor& grad, c
       using D = typename decltype(image_type)::type;
       using G = typename decltype(grad_type)::type;
       using Kernel = GatherPatches<G, D>;
-      static_assert(sizeof(Kernel) <= 4096, "more than a kernel's arguments");
       // As many channels a launch as its arguments have room for.
       const int64_t most = plan.std ? Kernel::kMostStd : plan.channels;
       for (int64_t c = 0; c < plan.channels; c += most) {

@@ -28,7 +28,6 @@ void average_patches(const Queue& queue, const PatchesPart& part);
 // patches_vectors.cu: rows of elements that lie side by side in image and patches, 16 bytes a thread. False: cannot.
 bool cut_vectors(const Queue& queue, const PatchesPart& part);
 
-constexpr size_t kArgumentBytes = 4096;  // of a kernel, before CUDA 12.1
 constexpr int64_t kChannelBytes = 2048;  // of mean and std together
 constexpr int64_t kMostChannels = int64_t(1) << 30;
 

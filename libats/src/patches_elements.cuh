@@ -35,10 +35,7 @@ struct CutElements {
     pieces = Pieces(plan, items, kMost, kThreads);
     blocks = pieces.blocks(plan);
   }
-  void launch(const Queue& queue) const {
-    static_assert(sizeof(*this) <= kArgumentBytes, "more than a kernel's arguments");
-    queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads);
-  }
+  void launch(const Queue& queue) const { queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads); }
 
   struct Work {
     Place place;

@@ -62,10 +62,7 @@ struct CutVectors {
     for (int c = 0; channels.active && c < channels.channels; ++c)
       exact = exact && divides_exactly(channels.mean[c], channels.std[c]);
   }
-  void launch(const Queue& queue) const {
-    static_assert(sizeof(*this) <= kArgumentBytes, "more than a kernel's arguments");
-    queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads);
-  }
+  void launch(const Queue& queue) const { queue.launch(*this, std::min(blocks, kMostBlocks), pieces.threads); }
 
   struct Work {
     Place place;

@@ -30,11 +30,14 @@ struct DrawStep {
 
   ATS_HD DrawStep(const TreeShape& shape_, int rows_) : shape(shape_), rows(rows_) {}
 
+  // Known to the compiler where it is always one: then what is of a row can be in registers.
+  ATS_HD ATS_INLINE int count() const { return Draw::kTogether == 1 ? 1 : rows; }
+
   // The random numbers of draws [first, first + kBlock) of row r from the stream (seed, first_row + r).
   ATS_HD ATS_INLINE void fill(uint64_t seed, uint64_t first_row, uint64_t first) {
     using Real = typename Draw::Real;
     using Word = typename Draw::Word;
-    for (int r = 0; r < rows; ++r) {
+    for (int r = 0; r < count(); ++r) {
       Word random[4];
       philox<Word>(seed, Draw::counters(first), first_row + uint64_t(r), random);
       const Real uniforms = uniform_below_one<Real>(random[0], random[1]);
@@ -46,9 +49,9 @@ struct DrawStep {
 
   // From the root to the groups that hold the targets.
   ATS_HD ATS_INLINE void descend() {
-    for (int r = 0; r < rows; ++r) group[r] = 0;
+    for (int r = 0; r < count(); ++r) group[r] = 0;
     for (int level = shape.levels - 2; level >= 0; --level) {
-      for (int r = 0; r < rows; ++r) {
+      for (int r = 0; r < count(); ++r) {
         path[level][r] = Node::load(level_of(tree[r], shape, level) + group[r] * kFan);
         group[r] = group[r] * kFan + path[level][r].descend(target[r]);
       }
@@ -57,9 +60,9 @@ struct DrawStep {
 
   // Sums the paths from those groups to the root again.
   ATS_HD ATS_INLINE void update() {
-    for (int r = 0; r < rows; ++r) Draw::store(level_of(tree[r], shape, 0)[group[r]], mass[r]);
+    for (int r = 0; r < count(); ++r) Draw::store(level_of(tree[r], shape, 0)[group[r]], mass[r]);
     for (int level = 0; level + 1 < shape.levels; ++level) {
-      for (int r = 0; r < rows; ++r) {
+      for (int r = 0; r < count(); ++r) {
         path[level][r].set(int(group[r] % kFan), mass[r]);
         mass[r] = path[level][r].sum();
         group[r] /= kFan;
@@ -86,6 +89,7 @@ struct ThreadDraw {
     place = value;
   }
   // What was stored is there for all that draw.
+  ATS_HD ATS_INLINE static void end_of_reading() {}
   ATS_HD ATS_INLINE static void end_of_draw() {}
   template <typename State>
   ATS_HD ATS_INLINE static void rescale(State& state) {
@@ -225,9 +229,11 @@ ATS_HD ATS_INLINE void draw_rows(RowState<T, Logits, Draw>* state, int rows, uin
       Draw::store(indices[r * n + i], group * kFan + e);
       Draw::store(probabilities[r * n + i], P(state[r].probability(cells[e])));
       if (replace) continue;
-      Draw::store(taken, taken | uint32_t(1) << e);
+      const uint32_t now_taken = taken | uint32_t(1) << e;
       cells.set(e, 0.0);
       step.mass[r] = cells.sum();
+      Draw::end_of_reading();
+      Draw::store(taken, now_taken);
     }
     if (replace) continue;
     Draw::update(step);

@@ -123,6 +123,8 @@ struct WarpDraw {
   __device__ static void store(Value& place, Value value) {
     if (lane_of_warp() == 0) place = value;
   }
+  // What all threads have read is written by one of them afterwards; and what it wrote is read by all.
+  __device__ static void end_of_reading() { __syncwarp(); }
   __device__ static void end_of_draw() { __syncwarp(); }
 
   template <typename State>

@@ -17,7 +17,6 @@
 #define __host__
 #define __device__
 #define __global__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __shared__ static thread_local  // blocks run one after the other
@@ -25,9 +24,6 @@
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
-};
-struct uint2 {
-  unsigned x, y;
 };
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -37,15 +33,22 @@ struct alignas(16) uint4 {
 typedef struct ats_emulated_stream* cudaStream_t;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+
+namespace emulation {
+constexpr int kMostShared = 64 * 1024;  // of the smallest GPUs
+// Dynamic shared memory of a kernel: 48 KB unless more was asked for.
+void allow_shared(void (*function)(), int bytes);
+int allowed_shared(void (*function)());
+}  // namespace emulation
 
 inline const char* cudaGetErrorString(cudaError_t error) { return error ? "invalid argument" : "no error"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidValue : cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 4, cudaSuccess; }
 template <typename Function>
-cudaError_t cudaFuncSetAttribute(Function*, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int bytes) {
+  if (bytes > emulation::kMostShared) return cudaErrorInvalidValue;
+  emulation::allow_shared(reinterpret_cast<void (*)()>(function), bytes);
   return cudaSuccess;
 }
 inline cudaError_t cudaMallocManaged(void** data, size_t bytes) {
@@ -109,7 +112,8 @@ template <typename Kernel>
 cudaError_t cudaLaunchKernel(void (*function)(Kernel), dim3 grid, dim3 block, void** arguments, size_t shared,
                              cudaStream_t) {
   if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu || !block.x ||
-      size_t(block.x) * block.y * block.z > 1024 || shared > 227 * 1024)
+      size_t(block.x) * block.y * block.z > 1024 ||
+      shared > size_t(emulation::allowed_shared(reinterpret_cast<void (*)()>(function))))
     return cudaErrorInvalidValue;
   struct Call {
     void (*function)(Kernel);
@@ -126,11 +130,9 @@ cudaError_t cudaLaunchKernel(void (*function)(Kernel), dim3 grid, dim3 block, vo
 #define blockIdx (::emulation::block)
 #define blockDim (::emulation::block_size)
 #define gridDim (::emulation::grid_size)
-constexpr int warpSize = 32;
 
 inline void __syncthreads() { emulation::wait_for_block(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::exchange(mask, 0); }
-inline void __threadfence() {}
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
@@ -147,11 +149,6 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   const int source = emulation::thread->lane - int(delta);
   return emulation::shuffle(mask, value, source, source >= emulation::thread->lane / width * width);
 }
-template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-  const int source = emulation::thread->lane + int(delta);
-  return emulation::shuffle(mask, value, source, source < (emulation::thread->lane / width + 1) * width);
-}
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   const uint64_t* words = emulation::exchange(mask, predicate != 0);
   unsigned ballot = 0;
@@ -159,18 +156,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     if (mask >> lane & 1u) ballot |= unsigned(words[lane]) << lane;
   return ballot;
 }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return unsigned(((uint64_t(high) << 32) | low) >> (shift & 31));
-}
-template <typename T>
-T __ldg(const T* address) {
-  return *address;
 }
 template <typename T>
 void __stcs(T* address, T value) {
@@ -186,17 +177,5 @@ template <typename T>
 T atomicMax(T* address, std::common_type_t<T> value) {
   const T old = *address;
   *address = old > value ? old : value;
-  return old;
-}
-template <typename T>
-T atomicMin(T* address, std::common_type_t<T> value) {
-  const T old = *address;
-  *address = old < value ? old : value;
-  return old;
-}
-template <typename T>
-T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
-  const T old = *address;
-  if (old == expected) *address = value;
   return old;
 }

@@ -174,6 +174,15 @@ void run_block(unsigned threads) {
 
 }  // namespace
 
+namespace {
+std::map<void (*)(), int> shared_limits;
+}
+void allow_shared(void (*function)(), int bytes) { shared_limits[function] = bytes; }
+int allowed_shared(void (*function)()) {
+  const auto found = shared_limits.find(function);
+  return found == shared_limits.end() ? 48 * 1024 : found->second;
+}
+
 void misuse(const char* what) {
   std::fprintf(stderr, "CUDA emulation: %s (block %u, thread %u)\n", what, block.x, thread ? thread->index.x : 0u);
   std::abort();
