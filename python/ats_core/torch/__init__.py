@@ -35,6 +35,7 @@ from .modules import (
     SampleSoftmax,
 )
 from .monitor import AttentionMonitor
+from .tiled import TiledAttention, tiled_attention
 
 __all__ = [
     "AttentionMonitor",
@@ -46,6 +47,7 @@ __all__ = [
     "SampleSoftmax",
     "SampledPatches",
     "Samples",
+    "TiledAttention",
     "estimator_arrays",
     "expectation",
     "expectation_backward",
@@ -53,5 +55,6 @@ __all__ = [
     "extract_patches_backward",
     "patch_origins",
     "sample",
+    "tiled_attention",
     "topk",
 ]
