@@ -35,6 +35,7 @@ from .modules import (
     SampleSoftmax,
 )
 from .monitor import AttentionMonitor
+from .nested import NestedSamples, nested_expectation, nested_origins, nested_sample
 from .tiled import TiledAttention, tiled_attention
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "AttentionSamplingOutput",
     "Expectation",
     "MultinomialEntropy",
+    "NestedSamples",
     "SamplePatches",
     "SampleSoftmax",
     "SampledPatches",
@@ -53,6 +55,9 @@ __all__ = [
     "expectation_backward",
     "extract_patches",
     "extract_patches_backward",
+    "nested_expectation",
+    "nested_origins",
+    "nested_sample",
     "patch_origins",
     "sample",
     "tiled_attention",
