@@ -255,6 +255,30 @@ def test_the_module(inference):
         model(low * float("nan"), high)
 
 
+def test_sampling_on_two_levels():
+    """The CPU's draws, wherever the rng is; a row that cannot be drawn from has patches that lie nowhere."""
+    generator = torch.Generator().manual_seed(0)
+    coarse, fine = torch.rand(3, 12, generator=generator), torch.rand(3, 12, 5, 2, generator=generator)
+
+    def draw(device, rng, coarse=coarse):
+        maps = fine.to(device)
+        rows = torch.arange(3, device=device)[:, None]
+        return ats.nested_sample(coarse.to(device), lambda drawn: maps[rows, drawn.indices], 4, 3, rng=rng)
+
+    expected = draw("cpu", (7, -2))
+    for rng in ((7, -2), torch.tensor([7, -2]), torch.tensor([7, -2]).cuda()):
+        found = draw("cuda", rng)
+        for a, b in zip((*found.coarse, *found.fine), (*expected.coarse, *expected.fine), strict=True):
+            assert_same_bits(a, b)
+    bad = coarse.clone()
+    bad[1] = float("nan")
+    fine[1] = float("nan")
+    found = draw("cuda", 7, bad)
+    regions = ats.patch_origins(found.coarse.indices, (3, 4), (96, 128), 32)
+    origins = ats.nested_origins(found.fine.indices, (5, 2), regions, 32, 8)
+    assert (origins[1].abs() >= 2**61).all() and (origins[[0, 2]].abs() < 200).all()
+
+
 # ---- streams, graphs, devices ----
 
 

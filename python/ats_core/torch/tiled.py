@@ -32,7 +32,7 @@ def tiled_attention(
     device: torch.device | str | None = None,
     checkpoint: bool = True,
 ) -> Tensor:
-    """``network(image)``, some rows of the map at a time: the same map, in the memory that a strip takes.
+    """``network(image)``, some rows of the map at a time: the same map, in memory for a strip and the map itself.
 
     The network sees a strip with as many pixels around it as its cells depend on, and what the strip's own borders
     changed is dropped. Rows run along the first spatial axis, along which the network is described as one convolution:
@@ -47,8 +47,9 @@ def tiled_attention(
 
     Args:
         network: (B, C, *spatial) -> (B, *grid) or (B, 1, *grid).
-        image: (B, C, *spatial), or a `Source`, of which a strip is in memory at a time; then B = 1.
-        strip: rows of the map that are computed at once, at least 1.
+        image: (B, C, *spatial), or a `Source`, of which a strip is in memory at a time; then B = 1. It is read in its
+            own dtype: give mean, std or dtype to a network that takes floats.
+        strip: rows of the map that are computed at once, at least 1. Of a tiled source best those of some rows of tiles.
         receptive_field, stride, padding: of the network along the first spatial axis, as above.
         level: which level of a source.
         dtype, mean, std: what the network is given, as for `extract_patches`.
