@@ -112,6 +112,7 @@ template <typename F>
 void read_features(const EstimatorRows& rows, const ats_tensor& grad, const ats_tensor& features,
                    const ats_executor* executor) {
   const int64_t channels = trailing(features, 2), stride = features.strides[1];
+  if (channels == 0) return void(std::fill_n(rows.h(0), rows.batch * rows.n, 0.0));  // there may be no data to point at
   each_samples<F>(rows, grad, channels, executor, [&](int64_t b, int64_t first, int64_t count, const F* g) {
     const F* f = data_of<const F>(features) + b * features.strides[0] + first * stride;
     on_this_cpu<DotProducts<F>>(f, stride, count, g, channels, rows.h(b) + first);
@@ -122,6 +123,7 @@ template <typename F>
 void fill_feature_gradient(const EstimatorRows& rows, const ats_tensor& grad, const ats_tensor& d_features,
                            const ats_executor* executor) {
   const int64_t channels = trailing(d_features, 2), stride = d_features.strides[1];
+  if (channels == 0) return;
   each_samples<F>(rows, grad, channels, executor, [&](int64_t b, int64_t first, int64_t count, const F* g) {
     F* df = data_of<F>(d_features) + b * d_features.strides[0] + first * stride;
     for (int64_t i = 0; i < count; ++i) on_this_cpu<Scaled<F>>(rows.c(b)[first + i], g, channels, df + i * stride);

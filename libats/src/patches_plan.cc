@@ -1,5 +1,6 @@
 #include "patches_plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -104,6 +105,10 @@ PatchesPlan make_plan(const ats_tensor& image, const ats_tensor& origins, const 
     plan.patch_axis[added + axis] = patches.strides[axis_of_patches];
   }
   plan.patch_channel = patches.strides[axis_of_patches];
+  if (element_count(image) == 0) {  // there may be no data to point at
+    plan.image_batch = plan.image_channel = 0;
+    std::fill_n(plan.image_axis, 3, 0);
+  }
   return plan;
 }
 

@@ -109,6 +109,26 @@ void test_refusals() {
   CHECK(estimator == ATS_MURTHY && ats_estimator_by_name("best", &estimator) == ATS_INVALID_ARGUMENT);
 }
 
+// Features without a channel need no data, whatever their strides are; no attention gets a gradient then.
+void test_no_channels() {
+  const std::vector<double> a{0.2, 0.3, 0.1, 0.1};
+  const ats_tensor attention = ats::view(a.data(), {2, 2});
+  ats_tensor features = ats::view(static_cast<const double*>(nullptr), {2, 2, 0});
+  ats_tensor row = ats::view(static_cast<const double*>(nullptr), {2, 0});
+  features.strides[0] = 6;
+  features.strides[1] = row.strides[0] = 3;
+  size_t bytes = 0;
+  CHECK_OK(ats_expectation_backward_workspace(&attention, &bytes));
+  for (const int estimator : {ATS_IID, ATS_DES_RAJ, ATS_MURTHY, ATS_NORMALIZED}) {
+    std::vector<double> workspace(bytes / sizeof(double) + 1, 7.0), da(4, 7.0);
+    const ats_tensor d_attention = ats::view(da.data(), {2, 2});
+    CHECK_OK(ats_expectation(&features, &attention, nullptr, nullptr, estimator, &row, workspace.data(), nullptr));
+    CHECK_OK(ats_expectation_backward(&row, &features, &attention, nullptr, nullptr, estimator, &features, &d_attention,
+                                      workspace.data(), nullptr));
+    for (const double x : da) CHECK(x == 0.0);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -118,6 +138,7 @@ int main() {
   }
   for (size_t n = 1; n <= 3; ++n) test_unbiased(ATS_IID, n, true);
   test_refusals();
+  test_no_channels();
   const Result zero = estimate({0.5, 0.0, 0.2}, {1.0, 2.0, 3.0}, ATS_MURTHY, ats_thread_pool());
   for (const double x : zero.d_attention) CHECK(std::isfinite(x));
   return finish();

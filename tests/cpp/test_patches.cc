@@ -190,6 +190,31 @@ void test_far_reflection() {
   CHECK(out == expected);
 }
 
+// An image without a pixel needs no data, whatever its strides are: its patches are padding.
+void test_no_pixels() {
+  ats_tensor image = ats::view(static_cast<const double*>(nullptr), {2, 0, 4, 3});
+  for (int axis = 0; axis < image.ndim; ++axis) image.strides[axis] = 12 - axis;
+  const std::vector<int64_t> origins{0, 0, -5, 2, 1, -1, 7, 7};
+  const ats_tensor places = ats::view(origins.data(), {2, 2, 2});
+  for (const int64_t scale : {0, 1, 2}) {
+    ats_patches_options options{};
+    options.spatial = 2;
+    options.patch[0] = options.patch[1] = 2;
+    options.n_scales = scale != 0;
+    options.scales[0] = scale;
+    options.dtype = ATS_FLOAT64;
+    options.fill = 5.0;
+    std::vector<double> out(48);
+    const ats_tensor patches = scale ? ats::view(out.data(), {2, 2, 1, 2, 2, 3}) : ats::view(out.data(), {2, 2, 2, 2, 3});
+    CHECK_OK(ats_extract_patches(&image, &places, &options, &patches, nullptr));
+    CHECK(out == std::vector<double>(48, 5.0));
+    size_t bytes = 0;
+    CHECK_OK(ats_extract_patches_backward_workspace(&image, &bytes));
+    std::vector<double> workspace(bytes / sizeof(double) + 1);
+    CHECK_OK(ats_extract_patches_backward(&patches, &places, &options, &image, workspace.data(), nullptr));
+  }
+}
+
 // Options that point at less memory than they say, or at sizes that would overflow, are refused before they are used.
 void test_refusals() {
   const std::vector<double> image(8);
@@ -237,6 +262,7 @@ void test_refusals() {
 int main() {
   for (int number = 0; number < 1500; ++number) test_random_case(number);
   test_far_reflection();
+  test_no_pixels();
   test_refusals();
   return finish();
 }
