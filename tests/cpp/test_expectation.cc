@@ -115,8 +115,8 @@ void test_no_channels() {
   const ats_tensor attention = ats::view(a.data(), {2, 2});
   ats_tensor features = ats::view(static_cast<const double*>(nullptr), {2, 2, 0});
   ats_tensor row = ats::view(static_cast<const double*>(nullptr), {2, 0});
-  features.strides[0] = 6;
-  features.strides[1] = row.strides[0] = 3;
+  features.strides[0] = -6;
+  features.strides[1] = row.strides[0] = -3;
   size_t bytes = 0;
   CHECK_OK(ats_expectation_backward_workspace(&attention, &bytes));
   for (const int estimator : {ATS_IID, ATS_DES_RAJ, ATS_MURTHY, ATS_NORMALIZED}) {
