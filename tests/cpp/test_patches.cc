@@ -205,7 +205,8 @@ void test_no_pixels() {
     options.dtype = ATS_FLOAT64;
     options.fill = 5.0;
     std::vector<double> out(48);
-    const ats_tensor patches = scale ? ats::view(out.data(), {2, 2, 1, 2, 2, 3}) : ats::view(out.data(), {2, 2, 2, 2, 3});
+    const ats_tensor patches =
+        scale ? ats::view(out.data(), {2, 2, 1, 2, 2, 3}) : ats::view(out.data(), {2, 2, 2, 2, 3});
     CHECK_OK(ats_extract_patches(&image, &places, &options, &patches, nullptr));
     CHECK(out == std::vector<double>(48, 5.0));
     size_t bytes = 0;
