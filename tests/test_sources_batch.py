@@ -91,6 +91,31 @@ def test_patches_of_a_pyramid(tmp_path, padding, threads):
         np.testing.assert_array_equal(one, expected(wholes, origins, (48, 48), [1], padding, 9.0)[:, :, 0])
 
 
+def test_origins_are_those_of_each_source():
+    """The bits of the core, with a scale for every source; halves are rounded to even."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        shapes = generator.integers(1, 5000, (3, 2))
+        low, grid, patch = generator.integers(20, 300, 2), generator.integers(1, 40, 2), generator.integers(1, 90, 2)
+        field = int(generator.integers(0, 20))
+        indices = generator.integers(0, grid.prod(), (3, 7))
+        functions = [FunctionSource(lambda *_: None, [tuple(shape)], "uint8") for shape in shapes.tolist()]
+        with SourceBatch(functions) as batch:
+            options = {"low_shape": low, "receptive_field": field}
+            found = batch.patch_origins(indices, grid, patch, **options)
+            same = batch.patch_origins(indices, grid, patch, low_shapes=np.tile(low, (3, 1)), **options)
+            # A thumbnail that is half padding is one of twice the source.
+            half = batch.patch_origins(
+                indices, grid, patch, low_shape=2 * low, low_shapes=np.tile(low, (3, 1)), receptive_field=field
+            )
+        for row, shape in enumerate(shapes):
+            args = indices[row : row + 1], grid, shape, patch
+            np.testing.assert_array_equal(found[row], ats_core.patch_origins(*args, **options)[0])
+            doubled = ats_core.patch_origins(*args[:2], 2 * shape, patch, low_shape=2 * low, receptive_field=field)
+            np.testing.assert_array_equal(half[row], doubled[0])
+        np.testing.assert_array_equal(found, same)
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("limit", [0, 10_000, 1 << 28])
 def test_each_tile_is_decoded_once(cache, threads, limit):

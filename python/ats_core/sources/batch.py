@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ats_core._arguments import Array, Ints, is_single, to_int64, to_ints
+from ats_core._arguments import Array, Ints, is_single, to_float, to_int64, to_ints
 from ats_core._patches import _origins_in_level
+from ats_core.sources.cells import Cells
 from ats_core.sources.opening import open_source
 from ats_core.sources.padding import to_pixel
 from ats_core.sources.plan import Plan
@@ -19,6 +20,10 @@ from ats_core.sources.threads import run, to_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+# How far a level's downsample may be from the scale that is asked for: scanners cut odd rows and columns off.
+SCALE_TOLERANCE = 0.02
 
 
 class SourceBatch(Sequence[Source]):
@@ -105,6 +110,7 @@ class SourceBatch(Sequence[Source]):
         patch_size: Ints,
         *,
         levels: SupportsIndex | Sequence[SupportsIndex] = 0,
+        scales: Sequence[float] | None = None,
         padding: str = "constant",
         fill: float = 0.0,
         threads: SupportsIndex | None = None,
@@ -118,11 +124,12 @@ class SourceBatch(Sequence[Source]):
             origins: int64 (B, n, D), first pixel of each patch at level 0. It may lie outside.
             patch_size: pixels per axis, at every level; one number for every axis, or one each.
             levels: which levels to read; a sequence gives the result an axis for them.
+            scales: instead of `levels`, of every source the levels with these downsamples (`levels_of`).
             padding, fill: pixels outside, as in `extract_patches`.
             threads: how many decode at a time; by default one a core. The result does not depend on it.
 
         Returns:
-            ndarray, shape (B, n, *patch_size, C), with a sequence of levels (B, n, L, *patch_size, C).
+            ndarray, shape (B, n, *patch_size, C), with a sequence of levels or scales (B, n, L, *patch_size, C).
 
         Raises:
             SourceError: a file is broken or gone. The message names it, the level and the region.
@@ -135,23 +142,116 @@ class SourceBatch(Sequence[Source]):
                 f"the axes {self.axes}, got {first.shape}"
             )
         patch = self[0]._to_size("patch_size", patch_size)
-        several = not is_single(levels)
-        numbers = to_ints("levels", levels if several else [levels])  # type: ignore[list-item]
-        if not numbers:
+        several = scales is not None or not is_single(levels)
+        if scales is not None:
+            if not is_single(levels) or levels != 0:
+                raise ValueError("levels: must be left out where scales are given")
+            numbers = self.levels_of(scales).tolist()
+        else:
+            numbers = [to_ints("levels", levels if several else [levels])] * len(self)  # type: ignore[list-item]
+        if not numbers[0]:
             raise ValueError("levels: must not be empty")
         workers = to_threads(threads)
         plan = Plan(padding, fill)
-        shape = (*first.shape[:2], len(numbers), *patch, self.channels)
+        shape = (*first.shape[:2], len(numbers[0]), *patch, self.channels)
         patches: NDArray[Any] = np.empty(shape, self.dtype)
         for row, source in enumerate(self):
-            for column, number in enumerate(numbers):
+            for column, number in enumerate(numbers[row]):
                 level = source._to_level(number)
-                places = _to_level(first[row : row + 1], patch, source, level)[0]
+                places = to_level(first[row : row + 1], patch, source, level)[0]
                 for out, place in zip(patches[row], places.tolist(), strict=True):
                     plan.add(source, level, place, out[column])
         run(plan.jobs(), workers)
         plan.finish()
         return patches if several else patches[:, :, 0]
+
+    def levels_of(self, scales: Sequence[float]) -> NDArray[np.int64]:
+        """Numbers (B, S) of the levels whose downsample is `scales`, within 2% on every axis.
+
+        Raises:
+            ValueError: a source has no such level. The message names it and its levels.
+        """
+        wanted = [to_float("scales", scale) for scale in scales]
+        if not wanted or min(wanted) <= 0:
+            raise ValueError(f"scales: must be positive numbers, got {scales!r}")
+        found = np.empty((len(self), len(wanted)), np.int64)
+        for row, source in enumerate(self):
+            for column, scale in enumerate(wanted):
+                errors = [max(abs(factor / scale - 1) for factor in level.downsample) for level in source.levels]
+                found[row, column] = best = int(np.argmin(errors))
+                if not errors[best] <= SCALE_TOLERANCE:
+                    levels = ", ".join(
+                        " x ".join(f"{factor:.4g}" for factor in level.downsample) for level in source.levels
+                    )
+                    raise ValueError(
+                        f"scales: {source.name} has no level with downsample {scale:g}, but levels with {levels}"
+                    )
+        return found
+
+    def patch_origins(
+        self,
+        indices: ArrayLike,
+        grid: Sequence[SupportsIndex],
+        patch_size: Ints,
+        *,
+        low_shape: Sequence[SupportsIndex] | None = None,
+        low_shapes: ArrayLike | None = None,
+        receptive_field: Ints = 0,
+    ) -> NDArray[np.int64]:
+        """Map cells of an attention map over padded thumbnails to where their patches begin at level 0.
+
+        As `ats_core.patch_origins`, with a shape and a scale for every source.
+
+        Args:
+            indices: int64 (B, n), flat cells of the grid.
+            grid: shape of the attention map, of all sources.
+            patch_size: in pixels of level 0.
+            low_shape: spatial shape of the padded thumbnails; `grid` by default.
+            low_shapes: int64 (B, D), their shapes without padding, as `thumbnails` returns them; `low_shape` by default.
+            receptive_field: as there.
+
+        Returns:
+            int64 (B, n, D).
+
+        Raises:
+            ValueError, TypeError: as there.
+        """
+        return self._cells(grid, low_shape, low_shapes, receptive_field).origins(indices, patch_size)
+
+    def low_mask(
+        self,
+        grid: Sequence[SupportsIndex],
+        *,
+        low_shape: Sequence[SupportsIndex] | None = None,
+        low_shapes: ArrayLike | None = None,
+        receptive_field: Ints = 0,
+    ) -> NDArray[np.bool_]:
+        """Which cells of an attention map lie on the thumbnails, and not on their padding.
+
+        Weights have to be multiplied by it, and every row divided by its sum. Per axis those cells are left whose part
+        of the thumbnail, with the receptive field before it, begins within it: ``receptive_field + i * (low_shape -
+        receptive_field) / grid < low_shapes``. A network with stride s has as many of the thumbnail alone.
+
+        Args:
+            As for `patch_origins`.
+
+        Returns:
+            bool (B, *grid), True for at least one cell of every source.
+
+        Raises:
+            ValueError: a thumbnail is not larger than the receptive field, or a shape is wrong.
+        """
+        return self._cells(grid, low_shape, low_shapes, receptive_field).mask()
+
+    def _cells(
+        self,
+        grid: Sequence[SupportsIndex],
+        low_shape: Sequence[SupportsIndex] | None,
+        low_shapes: ArrayLike | None,
+        receptive_field: Ints,
+    ) -> Cells:
+        names = [source.name for source in self]
+        return Cells(names, self.shapes, grid, low_shape, low_shapes, receptive_field)
 
     def thumbnails(
         self, size: Ints, *, fill: float = 0.0, threads: SupportsIndex | None = None
@@ -181,7 +281,7 @@ class SourceBatch(Sequence[Source]):
         return out, shapes, np.array([downsample for _, downsample in found])
 
 
-def _to_level(origins: NDArray[np.int64], patch: Sequence[int], source: Source, level: int) -> NDArray[np.int64]:
+def to_level(origins: NDArray[np.int64], patch: Sequence[int], source: Source, level: int) -> NDArray[np.int64]:
     """Where patches begin in a level, by the law of a pyramid in `extract_patches`."""
     if level == 0:
         return origins
