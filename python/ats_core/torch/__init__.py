@@ -36,6 +36,7 @@ from .modules import (
 )
 from .monitor import AttentionMonitor
 from .nested import NestedSamples, nested_expectation, nested_origins, nested_sample
+from .sources import SourceDataset, SourceItems, collate_sources
 from .tiled import TiledAttention, tiled_attention
 
 __all__ = [
@@ -49,7 +50,10 @@ __all__ = [
     "SampleSoftmax",
     "SampledPatches",
     "Samples",
+    "SourceDataset",
+    "SourceItems",
     "TiledAttention",
+    "collate_sources",
     "estimator_arrays",
     "expectation",
     "expectation_backward",

@@ -27,6 +27,7 @@ from ._arguments import (
     to_scales,
     to_sizes,
 )
+from .sources import SourceBatch, check_sources, is_sources, read_pixels
 
 
 class Samples(NamedTuple):
@@ -156,7 +157,7 @@ def patch_origins(
 
 
 def extract_patches(
-    image: Tensor | Sequence[Tensor],
+    image: Tensor | Sequence[Tensor] | SourceBatch,
     origins: Tensor,
     patch_size: Sizes,
     *,
@@ -173,10 +174,12 @@ def extract_patches(
     Args:
         image: (B, C, *spatial), or (B, *spatial, C) with data_format="channels_last"; any strides, never copied. uint8,
             int16, uint16, float16, bfloat16, float32 or float64. Or a list of them, a pyramid with the finest first: the
-            patch has patch_size pixels of each level, around the same centre.
+            patch has patch_size pixels of each level, around the same centre. Or a `SourceBatch` of sources of
+            different sizes, of which only the patches are read, onto the device of origins; no gradient reaches it.
         origins: (B, n, D) int64 (or narrower integers), in pixels of the (finest) image; any value.
         patch_size: one size for every axis, or D.
-        scales: scale s covers s * patch_size pixels around the same centre and averages s**D pixels into one.
+        scales: scale s covers s * patch_size pixels around the same centre and averages s**D pixels into one. Of a
+            SourceBatch it is read from the level with this downsample (`SourceBatch.levels_of`), with the law of a pyramid.
         padding: outside the image: "constant" (`fill`), "edge" (the nearest pixel) or "reflect" (mirrored, the border
             not repeated).
         fill: in units of the image; normalised as a pixel would be.
@@ -194,13 +197,16 @@ def extract_patches(
         ValueError: as many values or axes as there are axes or channels were expected; an unknown data_format; scales
             and a pyramid at once; levels of a pyramid that do not have the same batch and channels.
         TypeError: an argument of a type that means nothing here.
+        SourceError: a source is broken or gone.
     """
     channels_first = is_channels_first(data_format)
     origins = to_origins(origins)
     axes = origins.shape[2]
-    check_images("image", image, axes, channels_first)
     check_dtype(dtype)
     patch = to_sizes("patch_size", patch_size, axes)
+    if not isinstance(image, Tensor) and is_sources(image):
+        return _extract_read(image, origins, patch, scales, padding, fill, dtype, mean, std, channels_first)
+    check_images("image", image, axes, channels_first)
     if isinstance(image, Tensor):
         return _extract(image, origins, patch, to_scales(scales), padding, fill, dtype, mean, std, channels_first)
     if scales is not None:
@@ -364,6 +370,33 @@ def _extract(
         to_channels("std", std, channels),
         channels_first,
     )
+
+
+def _extract_read(
+    sources: SourceBatch,
+    origins: Tensor,
+    patch: Sequence[int],
+    scales: Sequence[SupportsIndex] | None,
+    padding: str,
+    fill: float,
+    dtype: torch.dtype | None,
+    mean: Channels,
+    std: Channels,
+    channels_first: bool,
+) -> Tensor:
+    check_sources("image", sources, origins.shape[0], origins.shape[2])
+    pixels, outside = read_pixels(sources, origins, patch, to_scales(scales), padding, fill)
+    # Every patch is an image, from which one patch is cut: itself, converted.
+    axes = len(patch)
+    images = pixels.flatten(0, 2)
+    images = images.movedim(-1, 1) if channels_first else images
+    options = patch, (), padding, fill, dtype, mean, std, channels_first
+    corner = origins.new_zeros((len(images), 1, axes))
+    patches = _extract(images, corner, *options).reshape(*pixels.shape[:3], *images.shape[1:])
+    if outside is not None:
+        beyond = _extract(images[:1], corner[:1] + max(patch), *options).reshape(images.shape[1:])
+        patches = torch.where(outside.unsqueeze(-1 - axes if channels_first else -1), beyond, patches)
+    return patches if scales is not None else patches.squeeze(2)
 
 
 def _origins_in_level(origins: Tensor, patch: Sequence[int], finest: Sequence[int], level: Sequence[int]) -> Tensor:

@@ -16,8 +16,9 @@ from torch.utils._pytree import _register_namedtuple
 
 from ._arguments import Channels, Rng, Sizes, check_images, check_tensor, is_single, to_int, to_sizes
 from .functional import estimator_arrays, expectation, extract_patches, patch_origins, sample, topk
+from .sources import SourceBatch, check_sources, is_sources, mask_cells, to_low_shapes
 
-Image: TypeAlias = Tensor | Sequence[Tensor]
+Image: TypeAlias = Tensor | Sequence[Tensor] | SourceBatch
 
 
 class SampledPatches(NamedTuple):
@@ -121,13 +122,18 @@ class SamplePatches(nn.Module):
         x_high: Image,
         *,
         low_shape: Sizes | None = None,
+        low_shapes: Tensor | None = None,
         rng: Rng = None,
         deterministic: bool = False,
     ) -> SampledPatches:
         """Sample `attention` (B, *grid), weights, and cut patches out of `x_high` (B, C, *spatial), or of a pyramid.
 
+        Of a `SourceBatch` only the patches are read, to the device of `attention`.
+
         Args:
             low_shape: spatial shape of the image that the attention network saw; the grid by default.
+            low_shapes: int (B, D), only with a SourceBatch: the part of that image, from the first pixel on, that shows
+                the source; the rest is padding, whose cells are not drawn (`SourceBatch.low_mask`). low_shape by default.
             rng: as for `sample`.
             deterministic: take the n_patches most attended cells instead of sampling.
         """
@@ -138,19 +144,47 @@ class SamplePatches(nn.Module):
                 f"attention: must be (B, *grid), without a channel axis: {x_high.dim() - 2} axes in grid as x_high has "
                 f"spatial ones, got {tuple(attention.shape)}"
             )
-        check_images("x_high", x_high, axes)
+        if not isinstance(x_high, Tensor) and is_sources(x_high):
+            check_sources("x_high", x_high, attention.shape[0], axes)
+            attention = self.mask(attention, x_high, low_shape, low_shapes)
+        else:
+            check_images("x_high", x_high, axes)
+            _check_no_low_shapes(low_shapes)
         draws = (
             topk(attention, self.n_patches, validate=self.validate)
             if deterministic
             else sample(attention, self.n_patches, replace=self.replace, rng=rng, validate=self.validate)
         )
-        patches, origins = self.cut(draws.indices, attention.shape[1:], x_high, low_shape)
+        patches, origins = self.cut(draws.indices, attention.shape[1:], x_high, low_shape, low_shapes)
         return SampledPatches(patches, draws.attention, draws.indices, origins, draws.threshold)
 
+    def mask(
+        self, attention: Tensor, sources: SourceBatch, low_shape: Sizes | None, low_shapes: Tensor | None
+    ) -> Tensor:
+        """The weights, with zeros for cells of padding; see `forward`."""
+        least = 1 if self.replace else self.n_patches
+        return mask_cells(attention, sources, low_shape, low_shapes, self.receptive_field, least)
+
     def cut(
-        self, indices: Tensor, grid: Sequence[int], x_high: Image, low_shape: Sizes | None = None
+        self,
+        indices: Tensor,
+        grid: Sequence[int],
+        x_high: Image,
+        low_shape: Sizes | None = None,
+        low_shapes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Patches and origins of given cells (B, m) of a grid."""
+        if not isinstance(x_high, Tensor) and is_sources(x_high):
+            places = x_high.patch_origins(
+                indices.cpu().numpy(),
+                tuple(grid),
+                self.patch_size,
+                low_shape=low_shape,  # type: ignore[arg-type]
+                low_shapes=to_low_shapes(low_shapes),
+                receptive_field=self.receptive_field,
+            )
+            origins = torch.from_numpy(places).to(indices.device)
+            return extract_patches(x_high, origins, self.patch_size, **self.extraction), origins
         finest = x_high if isinstance(x_high, Tensor) else x_high[0]
         origins = patch_origins(
             indices,
@@ -230,6 +264,11 @@ class MultinomialEntropy(nn.Module):
 
     def extra_repr(self) -> str:
         return f"strength={self.strength}, eps={self.eps}"
+
+
+def _check_no_low_shapes(low_shapes: Tensor | None) -> None:
+    if low_shapes is not None:
+        raise ValueError("low_shapes: is for a SourceBatch; the images of a tensor have one size")
 
 
 def _normalised(attention: Tensor) -> Tensor:
@@ -324,12 +363,25 @@ class AttentionSampling(nn.Module):
         self.inference = inference
         self.regularization = torch.zeros(())
 
-    def forward(self, x_low: Tensor, x_high: Image, rng: Rng = None) -> AttentionSamplingOutput:
-        """x_low (B, C, *low), x_high (B, C, *high) or a pyramid of such -> (features, attention, patches)."""
+    def forward(
+        self, x_low: Tensor, x_high: Image, rng: Rng = None, low_shapes: Tensor | None = None
+    ) -> AttentionSamplingOutput:
+        """x_low (B, C, *low), x_high (B, C, *high) or a pyramid of such -> (features, attention, patches).
+
+        x_high may be a `SourceBatch` of sources of different sizes, and x_low their thumbnails, padded at the end to one
+        size. low_shapes (B, D) are the sizes without padding. Cells of the padding get weight 0, and the others are
+        divided by their sum: what is estimated is the mean over the cells of each source. Only sampled patches are read,
+        onto the device of the attention. Not within a compiled graph: compile the networks.
+        """
         check_tensor("x_low", x_low)
         low_shape = x_low.shape[2:]
-        check_images("x_high", x_high, len(low_shape))
-        if not torch.compiler.is_compiling():  # sizes may be symbolic there
+        sources = not isinstance(x_high, Tensor) and is_sources(x_high)
+        if sources:
+            check_sources("x_high", x_high, x_low.shape[0], len(low_shape))
+        else:
+            check_images("x_high", x_high, len(low_shape))
+            _check_no_low_shapes(low_shapes)
+        if not sources and not torch.compiler.is_compiling():  # sizes may be symbolic there
             finest = (x_high if isinstance(x_high, Tensor) else x_high[0]).shape[2:]
             if all(high < low for high, low in zip(finest, low_shape, strict=True)):
                 raise ValueError(
@@ -344,13 +396,18 @@ class AttentionSampling(nn.Module):
                 f"attention: the network must return (B, *grid) or (B, 1, *grid) with {x_low.dim() - 2} axes in grid, "
                 f"got {tuple(attention.shape)}"
             )
+        if sources and low_shapes is not None:
+            masked = self.sampler.mask(attention, x_high, low_shape, low_shapes)
+            attention = attention if masked is attention else _normalised(masked)
         # Assigned in training only: a module that is exported in eval mode must not change its attributes.
         if self.training and self.attention_regularizer is not None:
             self.regularization = self.attention_regularizer(_normalised(attention))
         inference = "sample" if self.training else self.inference
-        draws = self.sampler(attention, x_high, low_shape=low_shape, rng=rng, deterministic=inference != "sample")
+        draws = self.sampler(
+            attention, x_high, low_shape=low_shape, low_shapes=low_shapes, rng=rng, deterministic=inference != "sample"
+        )
         if inference == "full":
-            features = self._expect_all(attention, x_high, low_shape)
+            features = self._expect_all(attention, x_high, low_shape, low_shapes)
         elif inference == "topk":
             features = self._look_at(draws.patches, len(low_shape))
             features = expectation(
@@ -367,7 +424,9 @@ class AttentionSampling(nn.Module):
         features: Tensor = self.feature(flat.flatten(1, flat.dim() - 1 - axes))
         return features.unflatten(0, patches.shape[:2])
 
-    def _expect_all(self, attention: Tensor, x_high: Image, low_shape: Sequence[int]) -> Tensor:
+    def _expect_all(
+        self, attention: Tensor, x_high: Image, low_shape: Sequence[int], low_shapes: Tensor | None
+    ) -> Tensor:
         """The exact mean of the features over all cells, some cells at a time."""
         weights = _normalised(attention).flatten(1)
         batch, cells = weights.shape
@@ -376,7 +435,9 @@ class AttentionSampling(nn.Module):
         for start in range(0, cells, step):
             stop = min(start + step, cells)
             indices = torch.arange(start, stop, device=attention.device).expand(batch, -1)
-            patches, _ = self.sampler.cut(indices, attention.shape[1:], x_high, low_shape)
+            if low_shapes is not None:  # nothing is to be seen in cells of padding, and 0 times NaN is no 0
+                indices = torch.where(weights[:, start:stop] > 0, indices, 0)
+            patches, _ = self.sampler.cut(indices, attention.shape[1:], x_high, low_shape, low_shapes)
             features = self._look_at(patches, len(low_shape))
             # A product and a sum, not einsum: under autocast that would add up in half precision.
             chunk = weights[:, start:stop].reshape(batch, stop - start, *(1,) * (features.dim() - 2))

@@ -20,6 +20,7 @@ from ats_core.diagnostics import CELL, EDGE, WINDOW, CollapseDetector
 
 from .functional import estimator_arrays
 from .modules import AttentionSampling, Image
+from .sources import is_sources
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -219,8 +220,10 @@ def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[Any]:
                 module.training = mode
 
 
-def _inputs(x_low: Tensor, x_high: Image, rng: Any = None) -> tuple[Tensor, Image]:
+def _inputs(x_low: Tensor, x_high: Image, rng: Any = None, low_shapes: Any = None) -> tuple[Tensor, Image]:
     """Of the arguments of `AttentionSampling.forward`."""
+    if not isinstance(x_high, Tensor) and is_sources(x_high):
+        raise TypeError("x_high: AttentionMonitor shows images in memory, and none that are read from sources")
     return x_low, x_high
 
 

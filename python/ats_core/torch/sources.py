@@ -1,0 +1,164 @@
+# mypy: no-warn-return-any
+"""Sources in place of images: patches that are read when they are sampled, and thumbnails for a DataLoader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple, SupportsIndex, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from ats_core._arguments import Array
+from ats_core.sources import Source, SourceBatch, open_source
+from ats_core.sources.batch import to_level
+from ats_core.sources.padding import to_pixel
+
+from ._arguments import Sizes
+
+
+class SourceItems(NamedTuple):
+    """What `collate_sources` makes of a batch.
+
+    Attributes:
+        x_low: thumbnails (B, C, *low) of the sources' dtype, padded at the end to the largest.
+        sources: SourceBatch of B.
+        low_shapes: int64 (B, D), the thumbnails' own shapes.
+        targets: what the default collation makes of the targets; None without them.
+    """
+
+    x_low: Tensor
+    sources: SourceBatch
+    low_shapes: Tensor
+    targets: Any
+
+
+class SourceDataset(Dataset[Any]):
+    """Thumbnails, sources and targets, for a DataLoader with ``collate_fn=collate_sources``.
+
+    Thumbnails are read where items are asked for, so in workers and ahead of the network if the loader has any. Patches
+    are read where they are sampled.
+
+    Args:
+        sources: sources, or what `open_source` takes. They are opened when an item is first asked for.
+        size: of the thumbnails, as for `Source.thumbnail`.
+        targets: one for each source; None: there are none.
+
+    Raises:
+        ValueError: not as many targets as sources.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source | str | os.PathLike[str] | ArrayLike],
+        size: Sizes,
+        targets: Sequence[Any] | Tensor | None = None,
+    ) -> None:
+        if targets is not None and len(targets) != len(sources):
+            raise ValueError(f"targets: must be one for each of {len(sources)} sources, got {len(targets)}")
+        self.sources, self.size, self.targets = sources, size, targets
+        self._opened: dict[int, Source] = {}
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Array, Source, Any]:
+        """Thumbnail (*size, C), source and target."""
+        number = range(len(self))[index]
+        source = self._opened.get(number)
+        if source is None:
+            source = self._opened[number] = open_source(self.sources[number])
+        thumbnail, _ = source.thumbnail(self.size)
+        return thumbnail, source, None if self.targets is None else self.targets[number]
+
+
+def collate_sources(items: Sequence[tuple[Array, Source, Any]], fill: float = 0.0) -> SourceItems:
+    """A batch of what `SourceDataset` gives. `fill` is the value of the padding of thumbnails."""
+    thumbnails, sources, targets = zip(*items, strict=True)
+    batch = SourceBatch(sources)
+    shapes = np.array([thumbnail.shape[:-1] for thumbnail in thumbnails], np.int64)
+    pixel = to_pixel(batch.dtype, "constant", fill)
+    x_low = np.full((len(batch), batch.channels, *shapes.max(0)), pixel, batch.dtype)
+    for out, thumbnail in zip(x_low, thumbnails, strict=True):
+        inside = tuple(slice(size) for size in thumbnail.shape[:-1])
+        out[(slice(None), *inside)] = np.moveaxis(thumbnail, -1, 0)
+    labels = None if targets[0] is None else default_collate(list(targets))
+    return SourceItems(torch.from_numpy(x_low), batch, torch.from_numpy(shapes), labels)
+
+
+def is_sources(value: object) -> TypeGuard[SourceBatch]:
+    return isinstance(value, SourceBatch)
+
+
+def check_sources(name: str, sources: SourceBatch, batch: int, axes: int) -> None:
+    if len(sources) != batch or len(sources.axes) != axes:
+        raise ValueError(
+            f"{name}: must be {batch} sources with {axes} axes, as attention has rows and axes, got {len(sources)} with "
+            f"{len(sources.axes)} ({sources.axes})"
+        )
+
+
+def to_low_shapes(low_shapes: Tensor | ArrayLike | None) -> ArrayLike | None:
+    return low_shapes.cpu().numpy() if isinstance(low_shapes, Tensor) else low_shapes
+
+
+def mask_cells(
+    attention: Tensor, sources: SourceBatch, low_shape: Sizes | None, low_shapes: Any, field: Sizes, n: int
+) -> Tensor:
+    """`attention` with zeros where thumbnails were padded; itself where none was. At least n cells are left a row."""
+    if low_shapes is None:
+        return attention
+    mask = sources.low_mask(
+        tuple(attention.shape[1:]),
+        low_shape=None if low_shape is None else tuple(low_shape),  # type: ignore[arg-type]
+        low_shapes=to_low_shapes(low_shapes),
+        receptive_field=field,
+    )
+    cells = mask.reshape(len(mask), -1).sum(1)
+    if cells.min() < n:
+        row = int(cells.argmin())
+        raise ValueError(f"n_patches: {n} cells cannot be drawn from the {cells[row]} of {sources[row].name}")
+    if mask.all():
+        return attention
+    # No product: what is not finite out there must not come in, neither forward nor backward.
+    return torch.where(torch.from_numpy(mask).to(attention.device), attention, torch.zeros_like(attention))
+
+
+def read_pixels(
+    sources: SourceBatch,
+    origins: Tensor,
+    patch: Sequence[int],
+    scales: Sequence[int],
+    padding: str,
+    fill: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Patches as they are in the sources, (B, n, S, *patch, C), on the device of `origins`.
+
+    And, where `fill` is no value of the sources' dtype, which of their pixels lie outside, (B, n, S, *patch).
+    """
+    places = origins.detach().cpu().numpy()
+    levels = sources.levels_of(scales or [1])
+    pixels = torch.from_numpy(sources.read_patches(places, patch, scales=scales or [1], padding=padding, fill=fill))
+    outside = None
+    if padding == "constant" and float(to_pixel(sources.dtype, padding, fill)) != fill:
+        outside = torch.from_numpy(_outside(sources, places, patch, levels)).to(origins.device)
+    if origins.is_cuda:
+        return pixels.pin_memory().to(origins.device, non_blocking=True), outside
+    return pixels.to(origins.device), outside
+
+
+def _outside(sources: SourceBatch, origins: Array, patch: Sequence[int], levels: Array) -> Array:
+    out = np.zeros((*origins.shape[:2], levels.shape[1], *patch), np.bool_)
+    for row, source in enumerate(sources):
+        for column, level in enumerate(levels[row].tolist()):
+            places = to_level(origins[row : row + 1], patch, source, level)[0]
+            for axis, (size, length) in enumerate(zip(patch, source.levels[level].shape, strict=True)):
+                index = places[:, axis, None] + np.arange(size)
+                shape = [len(index), *(1,) * len(patch)]
+                shape[axis + 1] = size
+                out[row, :, column] |= ((index < 0) | (index >= length)).reshape(shape)
+    return out
