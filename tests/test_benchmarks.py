@@ -349,3 +349,14 @@ def test_sources(tmp_path):
     content = json.loads((tmp_path / "sources.json").read_text())
     check_results(content, (tmp_path / "sources.md").read_text(), "ats_core.sources")
     assert content["notes"][0].startswith("Bytes decoded by ats_core.sources for bytes needed: ")
+
+
+def test_slides_training(tmp_path):
+    for module in ("tifffile", "imagecodecs"):
+        pytest.importorskip(module)
+    run_script("slides_training.py", "--smoke", "--turns", "1", "--out", tmp_path)
+    content = json.loads((tmp_path / "slides_training.json").read_text())
+    assert list(content["milliseconds"]) == list(content["sizes"]) == ["1,250", "2,500", "5,000"]
+    for found in content["sizes"].values():
+        assert found["MiB"] > 0 and found["tiles"] > 0 and found["decoded over needed"] >= 1
+    assert (tmp_path / "slides_training.md").read_text().count("4 slides of") == 3

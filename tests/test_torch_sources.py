@@ -306,6 +306,19 @@ def test_each_tile_is_decoded_once_a_step():
             assert 0 < source.statistics.tiles_decoded == len(reader.asked) == len(set(reader.asked))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's, at any graph break
+def test_a_compiled_module():
+    images = [pixels((*shape, 3), seed=seed) for seed, shape in enumerate(SHAPES)]
+    low, shapes = thumbnails(images, 4)
+    model = network(dtype=torch.float32)
+    with SourceBatch(images) as sources:
+        expected = run(model, low, sources, rng=1, low_shapes=shapes)
+        compiled = torch.compile(model, backend="aot_eager")
+        found = compiled(low, sources, rng=1, low_shapes=shapes)
+        assert torch.equal(found.patches, expected[2])
+        torch.testing.assert_close(found.features, expected[0])
+
+
 # ---- errors ----
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import _register_namedtuple
 
 from ._arguments import Channels, Rng, Sizes, check_images, check_tensor, is_single, to_int, to_sizes
 from .functional import estimator_arrays, expectation, extract_patches, patch_origins, sample, topk
-from .sources import SourceBatch, check_sources, is_sources, mask_cells, to_low_shapes
+from .sources import SourceBatch, check_sources, is_sources, locate_cells, mask_cells
 
 Image: TypeAlias = Tensor | Sequence[Tensor] | SourceBatch
 
@@ -175,15 +175,7 @@ class SamplePatches(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Patches and origins of given cells (B, m) of a grid."""
         if not isinstance(x_high, Tensor) and is_sources(x_high):
-            places = x_high.patch_origins(
-                indices.cpu().numpy(),
-                tuple(grid),
-                self.patch_size,
-                low_shape=low_shape,  # type: ignore[arg-type]
-                low_shapes=to_low_shapes(low_shapes),
-                receptive_field=self.receptive_field,
-            )
-            origins = torch.from_numpy(places).to(indices.device)
+            origins = locate_cells(indices, x_high, grid, self.patch_size, low_shape, low_shapes, self.receptive_field)
             return extract_patches(x_high, origins, self.patch_size, **self.extraction), origins
         finest = x_high if isinstance(x_high, Tensor) else x_high[0]
         origins = patch_origins(
@@ -371,7 +363,7 @@ class AttentionSampling(nn.Module):
         x_high may be a `SourceBatch` of sources of different sizes, and x_low their thumbnails, padded at the end to one
         size. low_shapes (B, D) are the sizes without padding. Cells of the padding get weight 0, and the others are
         divided by their sum: what is estimated is the mean over the cells of each source. Only sampled patches are read,
-        onto the device of the attention. Not within a compiled graph: compile the networks.
+        onto the device of the attention. In a compiled module what reads breaks the graph.
         """
         check_tensor("x_low", x_low)
         low_shape = x_low.shape[2:]

@@ -1,4 +1,4 @@
-# mypy: no-warn-return-any
+# mypy: no-warn-return-any, allow-untyped-decorators
 """Sources in place of images: patches that are read when they are sampled, and thumbnails for a DataLoader."""
 
 from __future__ import annotations
@@ -90,10 +90,14 @@ def collate_sources(items: Sequence[tuple[Array, Source, Any]], fill: float = 0.
     return SourceItems(torch.from_numpy(x_low), batch, torch.from_numpy(shapes), labels)
 
 
+# Functions that ask sources are not traced: within a compiled module they break the graph.
+
+
 def is_sources(value: object) -> TypeGuard[SourceBatch]:
     return isinstance(value, SourceBatch)
 
 
+@torch.compiler.disable
 def check_sources(name: str, sources: SourceBatch, batch: int, axes: int) -> None:
     if len(sources) != batch or len(sources.axes) != axes:
         raise ValueError(
@@ -102,10 +106,11 @@ def check_sources(name: str, sources: SourceBatch, batch: int, axes: int) -> Non
         )
 
 
-def to_low_shapes(low_shapes: Tensor | ArrayLike | None) -> ArrayLike | None:
+def _to_array(low_shapes: Tensor | ArrayLike | None) -> ArrayLike | None:
     return low_shapes.cpu().numpy() if isinstance(low_shapes, Tensor) else low_shapes
 
 
+@torch.compiler.disable
 def mask_cells(
     attention: Tensor, sources: SourceBatch, low_shape: Sizes | None, low_shapes: Any, field: Sizes, n: int
 ) -> Tensor:
@@ -115,7 +120,7 @@ def mask_cells(
     mask = sources.low_mask(
         tuple(attention.shape[1:]),
         low_shape=None if low_shape is None else tuple(low_shape),  # type: ignore[arg-type]
-        low_shapes=to_low_shapes(low_shapes),
+        low_shapes=_to_array(low_shapes),
         receptive_field=field,
     )
     cells = mask.reshape(len(mask), -1).sum(1)
@@ -128,6 +133,29 @@ def mask_cells(
     return torch.where(torch.from_numpy(mask).to(attention.device), attention, torch.zeros_like(attention))
 
 
+@torch.compiler.disable
+def locate_cells(
+    indices: Tensor,
+    sources: SourceBatch,
+    grid: Sequence[int],
+    patch_size: Sizes,
+    low_shape: Sizes | None,
+    low_shapes: Any,
+    field: Sizes,
+) -> Tensor:
+    """`SourceBatch.patch_origins`, on the device of `indices`."""
+    origins = sources.patch_origins(
+        indices.cpu().numpy(),
+        tuple(grid),
+        patch_size,
+        low_shape=None if low_shape is None else tuple(low_shape),  # type: ignore[arg-type]
+        low_shapes=_to_array(low_shapes),
+        receptive_field=field,
+    )
+    return torch.from_numpy(origins).to(indices.device)
+
+
+@torch.compiler.disable
 def read_pixels(
     sources: SourceBatch,
     origins: Tensor,
