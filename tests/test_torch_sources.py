@@ -164,6 +164,9 @@ def test_gradients_are_those_without_padding():
     model = network(dtype=torch.float64, n_patches=12).double()
     with SourceBatch([image]) as sources:
         found = run(model, low, sources, rng=1, low_shapes=shapes)
+        one = model.sampler(found[1], sources, low_shape=32, low_shapes=shapes, rng=1)  # one size for every axis
+        same = model.sampler(found[1], sources, low_shape=(32, 32), low_shapes=shapes, rng=1)
+        assert torch.equal(one.origins, same.origins)
     expected = run(model, part, to_tensor([image]), rng=2)
     assert found[1].shape == (1, 8, 8) and found[1].count_nonzero() == 12
     torch.testing.assert_close(found[0], expected[0])

@@ -191,10 +191,10 @@ class SourceBatch(Sequence[Source]):
     def patch_origins(
         self,
         indices: ArrayLike,
-        grid: Sequence[SupportsIndex],
+        grid: Ints,
         patch_size: Ints,
         *,
-        low_shape: Sequence[SupportsIndex] | None = None,
+        low_shape: Ints | None = None,
         low_shapes: ArrayLike | None = None,
         receptive_field: Ints = 0,
     ) -> NDArray[np.int64]:
@@ -220,9 +220,9 @@ class SourceBatch(Sequence[Source]):
 
     def low_mask(
         self,
-        grid: Sequence[SupportsIndex],
+        grid: Ints,
         *,
-        low_shape: Sequence[SupportsIndex] | None = None,
+        low_shape: Ints | None = None,
         low_shapes: ArrayLike | None = None,
         receptive_field: Ints = 0,
     ) -> NDArray[np.bool_]:
@@ -245,8 +245,8 @@ class SourceBatch(Sequence[Source]):
 
     def _cells(
         self,
-        grid: Sequence[SupportsIndex],
-        low_shape: Sequence[SupportsIndex] | None,
+        grid: Ints,
+        low_shape: Ints | None,
         low_shapes: ArrayLike | None,
         receptive_field: Ints,
     ) -> Cells:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,8 +27,8 @@ class Cells:
         self,
         names: Sequence[str],
         shapes: NDArray[np.int64],
-        grid: Sequence[SupportsIndex],
-        low_shape: Sequence[SupportsIndex] | None,
+        grid: Ints,
+        low_shape: Ints | None,
         low_shapes: ArrayLike | None,
         receptive_field: Ints,
     ) -> None:

@@ -119,7 +119,7 @@ def mask_cells(
         return attention
     mask = sources.low_mask(
         tuple(attention.shape[1:]),
-        low_shape=None if low_shape is None else tuple(low_shape),  # type: ignore[arg-type]
+        low_shape=low_shape,
         low_shapes=_to_array(low_shapes),
         receptive_field=field,
     )
@@ -148,7 +148,7 @@ def locate_cells(
         indices.cpu().numpy(),
         tuple(grid),
         patch_size,
-        low_shape=None if low_shape is None else tuple(low_shape),  # type: ignore[arg-type]
+        low_shape=low_shape,
         low_shapes=_to_array(low_shapes),
         receptive_field=field,
     )
