@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeVar
 
 import keras
@@ -35,6 +36,7 @@ class Expectation(_keras.Expectation):
 @_saved_as_its_base
 class AttentionSampling(_keras.AttentionSampling):
     __doc__ = _keras.AttentionSampling.__doc__
+    __signature__ = inspect.signature(_keras.AttentionSampling)  # Python 3.11.2 would show that of Keras's __new__
 
     default_estimator = "des_raj"
 

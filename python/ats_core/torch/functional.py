@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
+from ats_core.sources import SourceBatch
+
 from . import _ops, _validate
 from ._arguments import (
     Channels,
@@ -27,7 +29,7 @@ from ._arguments import (
     to_scales,
     to_sizes,
 )
-from .sources import SourceBatch, check_sources, is_sources, read_pixels
+from .sources import check_sources, is_sources, read_pixels
 
 
 class Samples(NamedTuple):

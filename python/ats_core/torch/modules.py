@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
+from ats_core.sources import SourceBatch
+
 from ._arguments import Channels, Rng, Sizes, check_images, check_tensor, is_single, to_int, to_sizes
 from .functional import estimator_arrays, expectation, extract_patches, patch_origins, sample, topk
-from .sources import SourceBatch, check_sources, is_sources, locate_cells, mask_cells
+from .sources import check_sources, is_sources, locate_cells, mask_cells
 
 Image: TypeAlias = Tensor | Sequence[Tensor] | SourceBatch
 
@@ -388,7 +390,7 @@ class AttentionSampling(nn.Module):
                 f"attention: the network must return (B, *grid) or (B, 1, *grid) with {x_low.dim() - 2} axes in grid, "
                 f"got {tuple(attention.shape)}"
             )
-        if sources and low_shapes is not None:
+        if is_sources(x_high) and low_shapes is not None:
             masked = self.sampler.mask(attention, x_high, low_shape, low_shapes)
             attention = attention if masked is attention else _normalised(masked)
         # Assigned in training only: a module that is exported in eval mode must not change its attributes.

@@ -227,7 +227,7 @@ def _inputs(x_low: Tensor, x_high: Image, rng: Any = None, low_shapes: Any = Non
     return x_low, x_high
 
 
-def _first(n: int, images: Image) -> Image:
+def _first(n: int, images: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
     return images[:n].detach() if isinstance(images, Tensor) else [level[:n].detach() for level in images]
 
 

@@ -1,4 +1,4 @@
-# mypy: no-warn-return-any, allow-untyped-decorators
+# mypy: allow-subclassing-any, allow-untyped-decorators, no-warn-return-any
 """Sources in place of images: patches that are read when they are sampled, and thumbnails for a DataLoader."""
 
 from __future__ import annotations
