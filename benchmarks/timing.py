@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -21,6 +22,19 @@ TURNS = 15
 SHORT = 5.0  # milliseconds
 FLOOR = " (floor)"  # ends the name of what is no peer, but the least that any method has to do
 PACKAGES = ("ats-core", "numpy", "torch", "torchvision", "tensorflow", "tensorflow-cpu")
+
+
+def keep_memory() -> None:
+    """Let malloc keep what is freed. Otherwise large results come from the system, a page fault for every 4 KB, in the
+    turns of whoever happens to allocate after a method that has freed much: that is not the method's own time."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(trim_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**30)
+
+
+keep_memory()  # of every process that measures
 
 
 def take_turns(methods: dict[str, Callable[[int], object]], turns: int = TURNS) -> dict[str, float]:
