@@ -30,13 +30,13 @@ OPACITY = 0.5
 PHASES = 4
 
 
-def require(module: str) -> Any:
+def require(module: str, extra: str = "diagnostics") -> Any:
     """The module, or an error that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"diagnostics need {module.partition('.')[0]}: python -m pip install 'ats-core[diagnostics]'"
+            f"{extra} needs {module.partition('.')[0]}: python -m pip install 'ats-core[{extra}]'"
         ) from error
 
 
@@ -95,7 +95,7 @@ def overlay(
     image: Any,
     attention: ArrayLike,
     origins: ArrayLike | None = None,
-    patch_size: Sequence[int] | None = None,
+    patch_size: Sequence[float] | None = None,
     probabilities: ArrayLike | None = None,
     *,
     margin: Sequence[float] | None = None,

@@ -1,7 +1,8 @@
-"""Models that attend to sources, loaded from files."""
+"""Models that attend to sources."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from ats_core.attend.work import Settings
 
 
+class ModelError(ValueError):
+    """A model that cannot be loaded, or is none that attends to sources. The message says why and what to do."""
+
+
 class Model(Protocol):
     """A model of any framework."""
 
@@ -20,11 +25,18 @@ class Model(Protocol):
 
 
 def load_model(settings: Settings) -> Model:
-    """Load a model: of Keras if the file's name says so (.keras, .h5), otherwise of PyTorch."""
-    if Path(settings.model).suffix in (".keras", ".h5"):
+    """Load a model: of Keras if the file's name says so (.keras, .h5), otherwise of PyTorch.
+
+    Raises:
+        ModelError: it cannot be loaded, or does not attend to sources.
+        ImportError: the framework is not installed.
+    """
+    if settings.code is not None and settings.code not in sys.path:
+        sys.path.append(settings.code)
+    if Path(settings.model).suffix in (".keras", ".h5", ".hdf5"):
         from ats_core.attend.keras_model import KerasModel
 
         return KerasModel(settings)
     from ats_core.attend.torch_model import TorchModel
 
-    return TorchModel(settings)
+    return TorchModel.load(settings)

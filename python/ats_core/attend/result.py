@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ats_core._arguments import Array
+import numpy as np
+
+from ats_core._arguments import Array, Ints, to_ints
+from ats_core.sources import Source, SourceBatch
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,53 @@ class Attended:
     patches: Array
     probabilities: Array
     weights: Array
+
+
+def read_attended(
+    source: Source,
+    *,
+    prediction: Array,
+    thumbnail: Array,
+    attention: Array,
+    indices: Array,
+    origins: Array,
+    probabilities: Array,
+    weights: Array,
+    patch_size: Ints,
+    scales: Sequence[float],
+    receptive_field: Ints,
+    padding: str,
+    fill: float,
+) -> Attended:
+    """Put together what a model did with a source, and read the patches again as they are in it.
+
+    Args:
+        attention: (*grid), weights of any scale.
+        patch_size, scales, receptive_field, padding, fill: those of `SamplePatches`.
+        The others are as in `Attended`.
+    """
+    axes = len(source.axes)
+    heat = np.asarray(attention, np.float64)
+    patches = SourceBatch([source]).read_patches(origins[None], patch_size, scales=scales, padding=padding, fill=fill)[
+        0
+    ]
+    field = to_ints("receptive_field", receptive_field, axes)
+    return Attended(
+        name=source.name,
+        axes=source.axes,
+        shape=source.shape,
+        mpp=source.mpp,
+        prediction=np.asarray(prediction),
+        thumbnail=thumbnail,
+        attention=heat / heat.sum(),
+        margin=tuple(
+            size / 2 * length / low for size, length, low in zip(field, source.shape, thumbnail.shape, strict=False)
+        ),
+        indices=np.asarray(indices, np.int64),
+        origins=np.asarray(origins, np.int64),
+        patch_size=patches.shape[2:-1],
+        scales=tuple(float(scale) for scale in scales),
+        patches=patches,
+        probabilities=np.asarray(probabilities, np.float64),
+        weights=np.asarray(weights, np.float64),
+    )

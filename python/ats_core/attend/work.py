@@ -10,7 +10,7 @@ from typing import Any
 
 from ats_core.attend.models import Model, load_model
 from ats_core.attend.outputs import read_summary, write_results
-from ats_core.sources import open_source
+from ats_core.sources import SourceError, open_source
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Settings:
         classes: names of the predicted classes; None: numbers.
         device: as PyTorch names it; Keras takes the one it has.
         threads: of the framework, in each process; results may differ in the last bits with it.
+        code: a folder in which modules that the model needs are looked for too.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Settings:
     classes: tuple[str, ...] | None = None
     device: str = "cpu"
     threads: int | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ class Worker:
             with open_source(job.path) as source:
                 attended = self._model.attend(source, rng=to_rng(self._settings.seed, job.name))
                 summary = write_results(attended, source, folder, self._settings)
-        except Exception as error:
-            return Outcome(job, error=f"{type(error).__name__}: {error}", seconds=time.monotonic() - start)
+        except Exception as error:  # noqa: BLE001 - of a broken file, or of a model that does not suit it
+            words = str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"
+            return Outcome(job, error=words, seconds=time.monotonic() - start)
         return Outcome(job, summary, seconds=time.monotonic() - start)
 
 

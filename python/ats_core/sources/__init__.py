@@ -8,6 +8,7 @@ with an extra, such as ``python -m pip install 'ats-core[slides]'``.
 from ats_core.sources.batch import SourceBatch
 from ats_core.sources.cache import get_cache_size, set_cache_size
 from ats_core.sources.errors import SourceError
+from ats_core.sources.finding import find_sources
 from ats_core.sources.function import FunctionSource
 from ats_core.sources.opening import open_source
 from ats_core.sources.source import Level, Source, Statistics
@@ -19,6 +20,7 @@ __all__ = [
     "SourceBatch",
     "SourceError",
     "Statistics",
+    "find_sources",
     "get_cache_size",
     "open_source",
     "set_cache_size",
