@@ -102,7 +102,10 @@ class Training:
 
         set_cache_size(0)
         torch.manual_seed(0)
-        attention = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU(), nn.Conv2d(8, 1, 3, 1, 1), ats.SampleSoftmax(0.5))
+        attention = nn.Sequential(
+            ats.Normalize(150.0, 50.0), nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU(), nn.Conv2d(8, 1, 3, 1, 1),
+            ats.SampleSoftmax(0.5),
+        )  # fmt: skip
         feature = nn.Sequential(
             nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -115,9 +118,8 @@ class Training:
 
     def step(self, number: int) -> None:
         batch = self.collate([self.dataset[index] for index in range(SLIDES)])
-        x_low = (batch.x_low.float() - 150) / 50
         self.sampling.train()
-        output = self.sampling(x_low, batch.sources, rng=number, low_shapes=batch.low_shapes)
+        output = self.sampling(batch.x_low, batch.sources, rng=number, low_shapes=batch.low_shapes)
         self.optimizer.zero_grad()
         self.loss(self.head(output.features), batch.targets).backward()
         self.optimizer.step()

@@ -190,6 +190,27 @@ def test_thumbnails(tmp_path):
             assert (found[row, height:] == 200).all() and (found[row, :, width:] == 200).all()
 
 
+def test_thumbnails_at_a_downsample(tmp_path):
+    paths, wholes = tiffs(tmp_path)
+    with SourceBatch(paths) as batch:
+        assert not all(level.downsample == (4, 4) for level in (source.levels[2] for source in batch))  # odd rows
+        found, shapes, downsamples = batch.thumbnails(downsample=4, fill=9)
+        for row, levels in enumerate(wholes):
+            height, width = shapes[row]
+            np.testing.assert_array_equal(found[row, :height, :width], levels[2])
+            assert (found[row, height:] == 9).all() and (found[row, :, width:] == 9).all()
+            assert tuple(downsamples[row]) == batch[row].levels[2].downsample
+        # Neither within 2% of a level nor a whole number.
+        found, shapes, _ = batch.thumbnails(downsample=(3.0, 7.5))
+        for row, source in enumerate(batch):
+            assert shapes[row].tolist() == [round(source.shape[0] / 3), round(source.shape[1] / 7.5)]
+            height, width = shapes[row]
+            np.testing.assert_array_equal(found[row, :height, :width], source.thumbnail((height, width))[0])
+        reads = [source.statistics.tiles_decoded for source in batch]
+        batch.thumbnails(downsample=4.05)
+        assert [source.statistics.tiles_decoded for source in batch] == reads  # the level, from the cache
+
+
 def test_thumbnail_memory_is_bounded():
     """Strips of a source that is far too large for memory."""
     largest = []

@@ -172,6 +172,16 @@ def test_bad_arguments(tmp_path):
             source.read(0, (0, 0), 3, padding="mirror")
         with pytest.raises(ValueError, match="size: must be at least 1"):
             source.thumbnail(0)
+        for bad in (0.5, -2, float("nan"), float("inf"), (4, 0)):
+            with pytest.raises(ValueError, match="downsample: must be at least 1"):
+                source.thumbnail(downsample=bad)
+        with pytest.raises(ValueError, match="downsample: must have 2 values, one a spatial axis, got 3"):
+            source.thumbnail(downsample=(2, 2, 2))
+        with pytest.raises(TypeError, match="downsample: must be a real number"):
+            source.thumbnail(downsample="four")
+        for both in ({}, {"size": 4, "downsample": 2}):
+            with pytest.raises(TypeError, match="size: exactly one of size and downsample must be given"):
+                source.thumbnail(**both)
         assert open_source(source) is source
     with pytest.raises(ValueError, match="backend: must be one of"):
         open_source("a.tif", backend="pillow")

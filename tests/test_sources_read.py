@@ -137,17 +137,39 @@ def test_thumbnails_are_means(made):  # noqa: F811
         found, downsample = source.thumbnail(size)
         assert found.shape == (*size, source.channels) and found.dtype == source.dtype
         np.testing.assert_allclose(downsample, np.array(source.shape) / size)
-        level = next(level for level in reversed(levels) if all(np.array(level.shape[:-1]) >= size))
-        means = level.astype(np.float64)
-        for axis, cells in enumerate(size):
-            means = np.moveaxis(weights(means.shape[axis], cells) @ np.moveaxis(means, axis, -2), -2, axis)
-        if source.dtype.kind == "f":
-            np.testing.assert_allclose(found, means, rtol=1e-5, atol=1e-6 * np.abs(means).max())
-        else:
-            np.testing.assert_allclose(found, means, rtol=0, atol=0.5 + 1e-6)
+        check_means(found, levels, size)
         whole, downsample = source.thumbnail(10**6)
         np.testing.assert_array_equal(whole, levels[0])
         assert downsample == (1.0,) * len(size)
+
+
+def test_thumbnails_at_a_downsample(made):  # noqa: F811
+    path, options, levels = made
+    with open_source(path, **options) as source:
+        for number, level in enumerate(source.levels):
+            found, downsample = source.thumbnail(downsample=level.downsample)
+            np.testing.assert_array_equal(found, levels[number])
+            assert downsample == level.downsample
+        several = [max(2.9 + axis, length / 40) for axis, length in enumerate(source.shape)]  # no level has these
+        for factors in (several, max(several)):
+            found, downsample = source.thumbnail(downsample=factors)
+            each = np.broadcast_to(factors, len(source.shape))
+            size = [max(1, round(length / factor)) for length, factor in zip(source.shape, each, strict=True)]
+            assert found.shape == (*size, source.channels) and found.dtype == source.dtype
+            assert downsample == tuple(a / b for a, b in zip(source.shape, size, strict=True))
+            check_means(found, levels, size)
+
+
+def check_means(found, levels, size):
+    """The means of the coarsest level that has as many pixels."""
+    level = next(level for level in reversed(levels) if all(np.array(level.shape[:-1]) >= size))
+    means = level.astype(np.float64)
+    for axis, cells in enumerate(size):
+        means = np.moveaxis(weights(means.shape[axis], cells) @ np.moveaxis(means, axis, -2), -2, axis)
+    if found.dtype.kind == "f":
+        np.testing.assert_allclose(found, means, rtol=1e-5, atol=1e-6 * np.abs(means).max())
+    else:
+        np.testing.assert_allclose(found, means, rtol=0, atol=0.5 + 1e-6)
 
 
 def weights(length, cells):

@@ -285,17 +285,28 @@ def test_data_loader(tmp_path, workers):
         for batch, names in zip(batches, (paths[:2], paths[2:]), strict=True):
             with SourceBatch(names) as sources:
                 low, shapes, _ = sources.thumbnails(40)
-                assert torch.equal(batch.x_low, torch.from_numpy(low).movedim(-1, 1))
+                x_low = torch.from_numpy(low).movedim(-1, 1).contiguous()  # a convolution's last bits depend on strides
+                assert torch.equal(batch.x_low, x_low)
                 assert np.array_equal(batch.low_shapes, shapes)
-                expected = run(
-                    model, torch.from_numpy(low).movedim(-1, 1) / 255, sources, rng=1, low_shapes=batch.low_shapes
-                )
+                expected = run(model, x_low / 255, sources, rng=1, low_shapes=batch.low_shapes)
             assert_equal(run(model, batch.x_low / 255, batch.sources, rng=1, low_shapes=batch.low_shapes), expected)
     with pytest.raises(ValueError, match="targets: must be one for each of 3 sources, got 1"):
         ats.SourceDataset(paths, 40, targets=[0])
     alone = ats.collate_sources([ats.SourceDataset([pixels((9, 9, 1))], 5)[0]], fill=1)
     assert alone.targets is None and alone.x_low.shape == (1, 1, 5, 5)
     assert len(pickle.loads(pickle.dumps(dataset))) == 3
+
+
+def test_thumbnails_at_a_downsample():
+    images = [pixels((*shape, 3), seed=seed) for seed, shape in enumerate(SHAPES)]
+    batch = ats.collate_sources([*ats.SourceDataset(images, targets=[0, 1, 2], downsample=4)])
+    with batch.sources:
+        low, shapes, _ = batch.sources.thumbnails(downsample=4)
+        assert torch.equal(batch.x_low, torch.from_numpy(low).movedim(-1, 1))
+        assert batch.low_shapes.tolist() == shapes.tolist() == [[h // 4, w // 4] for h, w in SHAPES]
+    for both in ({}, {"size": 8, "downsample": 4}):
+        with pytest.raises(TypeError, match="size: exactly one of size and downsample must be given"):
+            ats.SourceDataset(images, **both)
 
 
 def test_each_tile_is_decoded_once_a_step():

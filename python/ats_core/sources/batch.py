@@ -17,13 +17,10 @@ from ats_core.sources.padding import to_pixel
 from ats_core.sources.plan import Plan
 from ats_core.sources.source import Source
 from ats_core.sources.threads import run, to_threads
+from ats_core.sources.thumbnails import level_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-# How far a level's downsample may be from the scale that is asked for: scanners cut odd rows and columns off.
-SCALE_TOLERANCE = 0.02
 
 
 class SourceBatch(Sequence[Source]):
@@ -177,15 +174,15 @@ class SourceBatch(Sequence[Source]):
         found = np.empty((len(self), len(wanted)), np.int64)
         for row, source in enumerate(self):
             for column, scale in enumerate(wanted):
-                errors = [max(abs(factor / scale - 1) for factor in level.downsample) for level in source.levels]
-                found[row, column] = best = int(np.argmin(errors))
-                if not errors[best] <= SCALE_TOLERANCE:
+                number = level_of(source, [scale] * len(self.axes))
+                if number is None:
                     levels = ", ".join(
                         " x ".join(f"{factor:.4g}" for factor in level.downsample) for level in source.levels
                     )
                     raise ValueError(
                         f"scales: {source.name} has no level with downsample {scale:g}, but levels with {levels}"
                     )
+                found[row, column] = number
         return found
 
     def patch_origins(
@@ -254,12 +251,17 @@ class SourceBatch(Sequence[Source]):
         return Cells(names, self.shapes, grid, low_shape, low_shapes, receptive_field)
 
     def thumbnails(
-        self, size: Ints, *, fill: float = 0.0, threads: SupportsIndex | None = None
+        self,
+        size: Ints | None = None,
+        *,
+        downsample: float | Sequence[float] | None = None,
+        fill: float = 0.0,
+        threads: SupportsIndex | None = None,
     ) -> tuple[Array, NDArray[np.int64], NDArray[np.float64]]:
         """A thumbnail of every source, in one array.
 
         Args:
-            size: of the longest axis, or a size per axis, as for `Source.thumbnail`.
+            size, downsample: one of them, as for `Source.thumbnail`.
             fill: value of the pixels beyond the end of smaller thumbnails.
             threads: how many sources are read at a time; by default one a core.
 
@@ -270,7 +272,7 @@ class SourceBatch(Sequence[Source]):
         found: list[Any] = [None] * len(self)
 
         def job(row: int) -> None:
-            found[row] = self[row].thumbnail(size)
+            found[row] = self[row].thumbnail(size, downsample=downsample)
 
         run(((lambda row=row: job(row)) for row in range(len(self))), to_threads(threads))  # type: ignore[misc]
         shapes = np.array([array.shape[:-1] for array, _ in found], np.int64)

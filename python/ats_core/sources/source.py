@@ -205,13 +205,18 @@ class Source(abc.ABC):
         plan.run()
         return out
 
-    def thumbnail(self, size: Ints) -> tuple[Array, tuple[float, ...]]:
+    def thumbnail(
+        self, size: Ints | None = None, *, downsample: float | Sequence[float] | None = None
+    ) -> tuple[Array, tuple[float, ...]]:
         """The whole signal in few pixels: means over the pixels of the coarsest level that is large enough.
 
         It is read in strips, so that memory does not grow with the source.
 
         Args:
             size: of the longest axis, or a size per axis. The source's own size is the largest there is.
+            downsample: instead of `size`, how many pixels of level 0 a pixel spans, at least 1; one number for every
+                axis, or one each. A level with this downsample, within 2% on every axis, is returned as it is.
+                Otherwise the size is that of level 0 divided by it, rounded half to even, at least 1.
 
         Returns:
             ndarray, shape (*size, C), of the source's dtype (integers rounded half to even), and how many pixels of
@@ -219,11 +224,11 @@ class Source(abc.ABC):
 
         Raises:
             SourceError: as for `read`.
-            ValueError, TypeError: for a size that is none.
+            ValueError, TypeError: for a size or downsample that is none; for both or neither of them.
         """
         from ats_core.sources.thumbnails import thumbnail
 
-        return thumbnail(self, size)
+        return thumbnail(self, size, downsample)
 
     def close(self) -> None:
         """Close the file, and forget its tiles. Reads fail from here on; those under way come to their end."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ats_core._arguments import Array, Ints, is_single, to_int
+from ats_core._arguments import Array, Ints, is_single, to_float, to_int
 from ats_core.sources.plan import Shape
 
 if TYPE_CHECKING:
@@ -19,7 +19,21 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 16 << 20
 
 
-def thumbnail_shape(source: Source, size: Ints) -> Shape:
+# How far a level's downsample may be from what is asked for: scanners cut odd rows and columns off.
+TOLERANCE = 0.02
+
+
+def level_of(source: Source, downsample: Sequence[float]) -> int | None:
+    """The level with these downsamples, within 2% on every axis; None: there is none."""
+    errors = [
+        max(abs(factor / wanted - 1) for factor, wanted in zip(level.downsample, downsample, strict=True))
+        for level in source.levels
+    ]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return best if errors[best] <= TOLERANCE else None
+
+
+def _by_size(source: Source, size: Ints) -> Shape:
     """Shape of the thumbnail: the longest axis, or every axis, is `size`, and no axis longer than it is."""
     shape = source.shape
     if is_single(size):
@@ -31,15 +45,46 @@ def thumbnail_shape(source: Source, size: Ints) -> Shape:
     return tuple(min(*pair) for pair in zip(source._to_size("size", size), shape, strict=True))
 
 
-def thumbnail(source: Source, size: Ints) -> tuple[Array, tuple[float, ...]]:
+def check_one(size: object, downsample: object) -> None:
+    if (size is None) == (downsample is None):
+        raise TypeError(f"size: exactly one of size and downsample must be given, got {size!r} and {downsample!r}")
+
+
+def _to_factors(downsample: float | Sequence[float], axes: int) -> list[float]:
+    """A factor an axis."""
+    several = isinstance(downsample, Sequence | np.ndarray) and not isinstance(downsample, str)
+    given: list[Any] = [*downsample] if several else [downsample] * axes  # type: ignore[misc]
+    factors = [to_float("downsample", factor) for factor in given]
+    if len(factors) != axes:
+        raise ValueError(f"downsample: must have {axes} values, one a spatial axis, got {len(factors)}")
+    if not all(1.0 <= factor < math.inf for factor in factors):
+        raise ValueError(f"downsample: must be at least 1, got {downsample!r}")
+    return factors
+
+
+def thumbnail(
+    source: Source, size: Ints | None, downsample: float | Sequence[float] | None
+) -> tuple[Array, tuple[float, ...]]:
     """See `Source.thumbnail`."""
-    shape = thumbnail_shape(source, size)
-    large = [
-        number
-        for number, level in enumerate(source.levels)
-        if all(length >= least for length, least in zip(level.shape, shape, strict=True))
-    ]
-    level = min(large, key=lambda number: (math.prod(source.levels[number].shape), -number))
+    check_one(size, downsample)
+    level = None
+    if size is not None:
+        shape = _by_size(source, size)
+    else:
+        assert downsample is not None
+        factors = _to_factors(downsample, len(source.axes))
+        level = level_of(source, factors)
+        if level is not None:
+            shape = source.levels[level].shape
+        else:
+            shape = tuple(max(1, round(length / f)) for length, f in zip(source.shape, factors, strict=True))
+    if level is None:
+        large = [
+            number
+            for number, one in enumerate(source.levels)
+            if all(length >= least for length, least in zip(one.shape, shape, strict=True))
+        ]
+        level = min(large, key=lambda number: (math.prod(source.levels[number].shape), -number))
     out = np.empty((*shape, source.channels), source.dtype)
     whole = source.levels[level].shape
     ratios = [length / pixels for length, pixels in zip(whole, shape, strict=True)]

@@ -36,6 +36,7 @@ from .modules import (
 )
 from .monitor import AttentionMonitor
 from .nested import NestedSamples, nested_expectation, nested_origins, nested_sample
+from .normalize import Normalize
 from .sources import SourceDataset, SourceItems, collate_sources
 from .tiled import TiledAttention, tiled_attention
 
@@ -46,6 +47,7 @@ __all__ = [
     "Expectation",
     "MultinomialEntropy",
     "NestedSamples",
+    "Normalize",
     "SamplePatches",
     "SampleSoftmax",
     "SampledPatches",

@@ -17,6 +17,7 @@ from ats_core._arguments import Array
 from ats_core.sources import Source, SourceBatch, open_source
 from ats_core.sources.batch import to_level
 from ats_core.sources.padding import to_pixel
+from ats_core.sources.thumbnails import check_one
 
 from ._arguments import Sizes
 
@@ -45,22 +46,25 @@ class SourceDataset(Dataset[Any]):
 
     Args:
         sources: sources, or what `open_source` takes. They are opened when an item is first asked for.
-        size: of the thumbnails, as for `Source.thumbnail`.
+        size, downsample: of the thumbnails, one of them, as for `Source.thumbnail`.
         targets: one for each source; None: there are none.
 
     Raises:
-        ValueError: not as many targets as sources.
+        ValueError: not as many targets as sources. TypeError: both or neither of size and downsample.
     """
 
     def __init__(
         self,
         sources: Sequence[Source | str | os.PathLike[str] | ArrayLike],
-        size: Sizes,
+        size: Sizes | None = None,
         targets: Sequence[Any] | Tensor | None = None,
+        *,
+        downsample: float | Sequence[float] | None = None,
     ) -> None:
+        check_one(size, downsample)
         if targets is not None and len(targets) != len(sources):
             raise ValueError(f"targets: must be one for each of {len(sources)} sources, got {len(targets)}")
-        self.sources, self.size, self.targets = sources, size, targets
+        self.sources, self.targets, self.size, self.downsample = sources, targets, size, downsample
         self._opened: dict[int, Source] = {}
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class SourceDataset(Dataset[Any]):
         source = self._opened.get(number)
         if source is None:
             source = self._opened[number] = open_source(self.sources[number])
-        thumbnail, _ = source.thumbnail(self.size)
+        thumbnail, _ = source.thumbnail(self.size, downsample=self.downsample)
         return thumbnail, source, None if self.targets is None else self.targets[number]
 
 
