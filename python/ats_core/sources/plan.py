@@ -39,7 +39,7 @@ class Plan:
         """Fill `out` (*size, C) with the pixels from `origin` on."""
         shape = source.levels[level].shape
         spans = [span(*axis, self.padding) for axis in zip(origin, out.shape, shape, strict=False)]
-        start, stop = tuple(part.start for part in spans), tuple(part.stop for part in spans)
+        start = tuple(part.start for part in spans)
         size = tuple(part.stop - part.start for part in spans)
         target = out
         if any(part.picks is not None for part in spans):
@@ -54,13 +54,14 @@ class Plan:
         if target.size == 0:
             return
         source._count(0, 0, target.nbytes)
+        source, level, start = source._locate(level, start)
         key = (source._token, level)
         self._sources[source._token] = source
         tile = source.levels[level].tile
         if tile is None:
             self._regions.setdefault(key, []).append((start, target))
             return
-        ranges = [range(x // n, -(-end // n)) for x, end, n in zip(start, stop, tile, strict=True)]
+        ranges = [range(x // n, -(-(x + s) // n)) for x, s, n in zip(start, size, tile, strict=True)]
         users = self._tiles.setdefault(key, {})
         for index in itertools.product(*ranges):
             users.setdefault(index, []).append((start, target))

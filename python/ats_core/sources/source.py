@@ -230,6 +230,27 @@ class Source(abc.ABC):
 
         return thumbnail(self, size, downsample)
 
+    def crop(self, origin: Ints, size: Ints) -> Source:
+        """A part of this source, as a source: an image that a slide has been cut into, a scene of a video.
+
+        It has pixels outside of its own (padding begins at its borders), and levels where its borders lie between pixels
+        of the level, rounded to the nearest and so off by half a pixel at most, and by at most 1% of its size there.
+        Origins and sizes that are multiples of a level's downsample are exact.
+
+        Nothing is opened or copied: this source reads, keeps and counts the tiles, each once for all of its crops in a
+        `SourceBatch`. A crop that is closed leaves it open; once it is closed its crops cannot be read.
+
+        Args:
+            origin: first pixel of level 0, per axis.
+            size: pixels of level 0 per axis; one number for every axis, or one each.
+
+        Raises:
+            ValueError, TypeError: the part does not lie in the source. SourceError: the source is closed.
+        """
+        from ats_core.sources.crop import CropSource
+
+        return CropSource(self, origin, size)
+
     def close(self) -> None:
         """Close the file, and forget its tiles. Reads fail from here on; those under way come to their end."""
         with self._lock:
@@ -359,6 +380,10 @@ class Source(abc.ABC):
         self._private = description.private
 
     # ---- reading ----
+
+    def _locate(self, level: int, start: Shape) -> tuple[Source, int, Shape]:
+        """The source that holds pixel `start` of a level, and the level and pixel there."""
+        return self, level, start
 
     def _to_level(self, level: SupportsIndex) -> int:
         number = to_int("level", level)
