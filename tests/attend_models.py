@@ -7,11 +7,6 @@ from torch import nn
 import ats_core.torch as ats
 
 
-class ToFloat(nn.Module):
-    def forward(self, x):
-        return (x.float() - 127.0) / 64.0
-
-
 class Classifier(nn.Module):
     """Of images, unless `axes` says otherwise."""
 
@@ -21,7 +16,7 @@ class Classifier(nn.Module):
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
         width = channels * (1 if scales is None else len(scales))
         attention = nn.Sequential(
-            ToFloat(),
+            ats.Normalize(127.0, 64.0),
             convolution(channels, 4, 3, padding=0 if field else 1),
             nn.Tanh(),
             convolution(4, 1, 1),

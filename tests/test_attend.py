@@ -18,7 +18,7 @@ import ats_core.torch as ats
 from ats_core.attend.torch_model import TorchModel
 from ats_core.attend.work import to_rng
 from ats_core.command import main
-from attend_models import Classifier, ToFloat, write_slide
+from attend_models import Classifier, write_slide
 
 
 def read_png(path):
@@ -329,7 +329,7 @@ def test_a_function_makes_the_model(run, slides, tmp_path, capfd):
     assert a["prediction"] == b["prediction"]
     assert main([*common, path, *options, "--out", str(tmp_path / "third")]) == 2
     assert "weights: are for a model that a function makes" in capfd.readouterr().err
-    torch.save(ToFloat().state_dict(), tmp_path / "weights.pt")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
     assert main([*common, made, *options, "--out", str(tmp_path / "fourth")]) == 2
     assert "do not suit the model" in capfd.readouterr().err
 
