@@ -85,7 +85,7 @@ def draw_image(
     pixels = sum(view.astype(np.float32) for view in views) / np.float32(len(views))
     if pixels.shape[-1] < 3:
         pixels = pixels.mean(-1, keepdims=True)
-    low, high = (0.0, 255.0) if raw and limits is None else limits or _limits(pixels)
+    low, high = (0.0, 255.0) if raw and limits is None else limits or limits_of(pixels)
     with np.errstate(invalid="ignore"):
         grey = np.nan_to_num((pixels - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
     return _resize(np.broadcast_to(_to_bytes(grey), (*grey.shape[:2], 3)), _fit(shape[:2], size))
@@ -146,7 +146,7 @@ def overlay(
         patch = np.array([float(height), *patch])
     scale = np.array(picture.shape[:2]) / spatial
     picture = _add_heat(picture, heat, np.round(edges * scale).astype(int))
-    colours = _probability_colours(len(corners), probabilities, probability_limits)
+    colours = probability_colours(len(corners), probabilities, probability_limits)
     order = np.arange(len(corners)) if probabilities is None else np.argsort(np.asarray(probabilities), kind="stable")
     return _add_boxes(picture, corners[order] * scale, patch * scale, colours[order])
 
@@ -182,7 +182,7 @@ def contact_sheet(
     if p is not None and p.shape != array.shape[:2]:
         raise ValueError(f"probabilities: must be {array.shape[:2]} as the patches are, got {p.shape}")
     first = np.arange(array.shape[1])[None].repeat(len(array), 0) if p is None else np.argsort(-p, 1, kind="stable")
-    limits = None if array.dtype == np.uint8 else _limits(array)
+    limits = None if array.dtype == np.uint8 else limits_of(array)
     rows = []
     for b, order in enumerate(first[:, :columns]):
         tiles = []
@@ -220,7 +220,7 @@ def probability_bar(limits: tuple[float, float], width: int, height: int = 22) -
     right = min(left + 160, width - 10 - draw.textlength(words[1], font=font))
     draw.text((4, height / 2), words[0], INK, font=font, anchor="lm")
     columns = range(int(left), int(right))
-    for x, colour in zip(columns, _colours(PROBABILITY, np.linspace(0.0, 1.0, len(columns))), strict=True):
+    for x, colour in zip(columns, colours_of(PROBABILITY, np.linspace(0.0, 1.0, len(columns))), strict=True):
         draw.line([(x, 5), (x, height - 6)], fill=tuple(colour))
     draw.text((right + 6, height / 2), words[1], INK, font=font, anchor="lm")
     return np.asarray(canvas)
@@ -252,7 +252,7 @@ def _fit(shape: Sequence[int], size: int) -> tuple[int, int]:
     return height, width
 
 
-def _limits(values: NDArray[Any]) -> tuple[float, float]:
+def limits_of(values: NDArray[Any]) -> tuple[float, float]:
     """What is drawn black and white: percentiles, or the whole range if they are one."""
     flat = values.reshape(-1)
     flat = flat[:: max(flat.size // 1_000_000, 1)].astype(np.float64)
@@ -271,7 +271,7 @@ def _waveform(signal: NDArray[Any], size: int, limits: tuple[float, float] | Non
     starts = np.arange(min(length, size)) * length // min(length, size)
     low = np.minimum.reduceat(signal.min(1), starts).astype(np.float64)
     high = np.maximum.reduceat(signal.max(1), starts).astype(np.float64)
-    least, most = limits or _limits(np.concatenate([low, high]))
+    least, most = limits or limits_of(np.concatenate([low, high]))
     rows = [np.nan_to_num((most - y) / (most - least)).clip(0.0, 1.0) * (height - 1) for y in (high, low)]
     top, bottom = rows[0].round(), rows[1].round()
     y = np.arange(height)[:, None]
@@ -289,33 +289,39 @@ def _resize(picture: Picture, shape: tuple[int, int]) -> Picture:
     return np.asarray(pil.fromarray(np.ascontiguousarray(picture)).resize(shape[::-1], method))
 
 
-def _colours(name: str, values: NDArray[np.float64]) -> Picture:
+def colours_of(name: str, values: NDArray[np.float64]) -> Picture:
     """Colours (..., 3) of values between 0 and 1."""
     return np.asarray(require("matplotlib").colormaps[name](values, bytes=True)[..., :3])
 
 
 def _add_heat(picture: Picture, heat: NDArray[np.float64], edges: NDArray[np.int_]) -> Picture:
-    pil = require("PIL.Image")
-    height, width = np.maximum(np.array(picture.shape[:2]) - 2 * edges, 1)
-    small = pil.fromarray((heat / max(heat.max(), np.finfo(np.float64).tiny)).astype(np.float32))
-    large = np.asarray(small.resize((int(width), int(height)), pil.Resampling.BILINEAR), np.float64)
-    large = (large / max(large.max(), np.finfo(np.float32).tiny)).clip(0.0, 1.0)
-    opacity = OPACITY * np.sqrt(large)[..., None]
+    height, width = (int(n) for n in np.maximum(np.array(picture.shape[:2]) - 2 * edges, 1))
+    colours, opacity = heat_layer(heat, (height, width))
+    opacity = OPACITY * opacity[..., None]
     blended = picture.astype(np.float64)
     part = blended[edges[0] : edges[0] + height, edges[1] : edges[1] + width]
     part *= 1.0 - opacity
-    part += opacity * _colours(HEAT, 0.35 + 0.5 * large)  # its dark end would only darken the image
+    part += opacity * colours
     return np.round(blended).astype(np.uint8)
 
 
-def _probability_colours(n: int, probabilities: ArrayLike | None, limits: tuple[float, float] | None) -> Picture:
+def heat_layer(heat: NDArray[np.float64], shape: tuple[int, int]) -> tuple[Picture, NDArray[np.float64]]:
+    """Colours (*shape, 3) and opacities (*shape,), 0 to 1, of a heat map."""
+    pil = require("PIL.Image")
+    small = pil.fromarray((heat / max(heat.max(), np.finfo(np.float64).tiny)).astype(np.float32))
+    large = np.asarray(small.resize(shape[::-1], pil.Resampling.BILINEAR), np.float64)
+    large = (large / max(large.max(), np.finfo(np.float32).tiny)).clip(0.0, 1.0)
+    return colours_of(HEAT, 0.35 + 0.5 * large), np.sqrt(large)  # its dark end would only darken the image
+
+
+def probability_colours(n: int, probabilities: ArrayLike | None, limits: tuple[float, float] | None) -> Picture:
     if probabilities is None or n == 0:
-        return _colours(PROBABILITY, np.full(n, 0.5))
+        return colours_of(PROBABILITY, np.full(n, 0.5))
     p = np.log(np.maximum(np.asarray(probabilities, np.float64), np.finfo(np.float64).tiny))
     if p.shape != (n,):
         raise ValueError(f"probabilities: must be ({n},) as there are origins, got {p.shape}")
     low, high = (p.min(), p.max()) if limits is None else np.log(np.maximum(limits, np.finfo(np.float64).tiny))
-    return _colours(PROBABILITY, ((p - low) / (high - low)).clip(0.0, 1.0) if high > low else np.full(n, 0.5))
+    return colours_of(PROBABILITY, ((p - low) / (high - low)).clip(0.0, 1.0) if high > low else np.full(n, 0.5))
 
 
 def _add_boxes(picture: Picture, corners: NDArray[np.float64], patch: NDArray[np.float64], colours: Picture) -> Picture:

@@ -84,7 +84,7 @@ def summarize(attended: Attended, source: Source, settings: Settings) -> dict[st
     return {
         "file": attended.name,
         "prediction": _finite(attended.prediction.tolist()),
-        "class": predicted_class(attended.prediction, settings.classes),
+        "class": _predicted_class(attended, settings.classes),
         "model": settings.model,
         "seed": settings.seed,
         "source": describe(source),
@@ -121,15 +121,6 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-def predicted_class(prediction: Array, classes: Sequence[str] | None) -> str | None:
-    """The name of the largest output; None where there are no names or as many outputs."""
-    if classes is None:
-        return None
-    if prediction.shape != (len(classes),):
-        raise ValueError(f"classes: must be {prediction.size} names, as the model has outputs, got {len(classes)}")
-    return classes[int(prediction.argmax())]
-
-
 def patch_names(attended: Attended) -> list[list[str]]:
     """For each patch its pictures' names, one a scale; of other than images none."""
     if attended.axes != "yx":
@@ -137,6 +128,12 @@ def patch_names(attended: Attended) -> list[list[str]]:
     digits = len(str(len(attended.indices) - 1))
     marks = [""] if len(attended.scales) == 1 else [f"_x{scale:g}" for scale in attended.scales]
     return [[f"patches/{i:0{digits}d}{mark}.png" for mark in marks] for i in range(len(attended.indices))]
+
+
+def _predicted_class(attended: Attended, classes: Sequence[str] | None) -> str | None:
+    if classes is None or attended.predicted is None:
+        return None
+    return attended.class_names(classes)[attended.predicted]
 
 
 def _write(attended: Attended, source: Source, folder: Path, settings: Settings) -> None:

@@ -51,6 +51,48 @@ class Attended:
     probabilities: Array
     weights: Array
 
+    @property
+    def ranks(self) -> Array:
+        """int64 (n,), 1 for the likeliest patch."""
+        ranks = np.empty(len(self.probabilities), np.int64)
+        ranks[np.argsort(-self.probabilities, kind="stable")] = np.arange(1, len(ranks) + 1)
+        return ranks
+
+    @property
+    def predicted(self) -> int | None:
+        """The class with the largest output; None where the output is not one number a class, or is NaN."""
+        outputs = np.asarray(self.prediction)
+        if outputs.ndim != 1 or len(outputs) < 2 or np.isnan(outputs).any():
+            return None
+        return int(outputs.argmax())
+
+    def boxes(self, scale: float) -> Array:
+        """float64 (n, 2, D), the first and the last corner of what the patches show at a scale.
+
+        All scales of a patch have the centre that it has at scale 1, rounded as by `extract_patches`.
+        """
+        patch = np.array(self.patch_size, np.float64)
+        first = self.origins - np.floor((scale - 1) * patch / 2)
+        return np.stack([first, first + scale * patch], 1)
+
+    def class_names(self, classes: Sequence[str] | None) -> list[str]:
+        """A name for each of the outputs, their numbers where there are no classes.
+
+        Raises:
+            ValueError: not as many classes as outputs.
+        """
+        size = np.asarray(self.prediction).size
+        if classes is None:
+            return [str(number) for number in range(size)]
+        if len(classes) != size:
+            raise ValueError(f"classes: the model has {size} outputs, got {len(classes)} names")
+        return list(classes)
+
+    def require_image(self) -> None:
+        """Raises a ValueError where the source is not an image."""
+        if self.axes != "yx":
+            raise ValueError(f"axes: only images, with axes yx, can be drawn so; {self.name} has {self.axes}")
+
 
 def read_attended(
     source: Source,
