@@ -114,8 +114,9 @@ def test_the_heat_map_is_a_pyramid_over_the_slide(run, slides):
 def test_boxes_lie_where_patches_do(run):
     _, out, _ = run
     boxes = json.loads((out / "a.tif" / "patches.geojson").read_text())["features"]
-    patches = summary(out / "a.tif")["patches"]
+    patches = sorted(summary(out / "a.tif")["patches"], key=lambda patch: patch["rank"])
     assert len(boxes) == len(patches) == 6
+    assert [patch["probability"] for patch in patches] == sorted((p["probability"] for p in patches), reverse=True)
     for box, patch in zip(boxes, patches, strict=True):
         corners = np.array(box["geometry"]["coordinates"][0])
         y, x = patch["origin"]
@@ -340,7 +341,7 @@ def test_a_model_that_does_not_suit_a_file(run, slides, tmp_path, capfd):
     assert f"{slides / 'a.tif'}: RuntimeError: " in capfd.readouterr().err
     common = ["attend", str(slides / "a.tif"), "--model", run[2]]
     assert main([*common, "--classes", "A,B,C", "--out", str(tmp_path / "named")]) == 1
-    assert "classes: must be 2 names, as the model has outputs, got 3" in capfd.readouterr().err
+    assert "classes: the model has 2 outputs, got 3 names" in capfd.readouterr().err
 
 
 def test_arguments_that_mean_nothing(run, slides, tmp_path, capfd):

@@ -73,6 +73,7 @@ def summarize(attended: Attended, source: Source, settings: Settings) -> dict[st
     names = patch_names(attended)
     patches = [
         {
+            "rank": int(attended.ranks[i]),
             "index": int(attended.indices[i]),
             "origin": attended.origins[i].tolist(),
             "probability": float(attended.probabilities[i]),
@@ -122,12 +123,12 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def patch_names(attended: Attended) -> list[list[str]]:
-    """For each patch its pictures' names, one a scale; of other than images none."""
+    """For each patch its pictures' names, its rank in them, one a scale; of other than images none."""
     if attended.axes != "yx":
         return [[] for _ in attended.indices]
-    digits = len(str(len(attended.indices) - 1))
+    digits = len(str(len(attended.indices)))
     marks = [""] if len(attended.scales) == 1 else [f"_x{scale:g}" for scale in attended.scales]
-    return [[f"patches/{i:0{digits}d}{mark}.png" for mark in marks] for i in range(len(attended.indices))]
+    return [[f"patches/{rank:0{digits}d}{mark}.png" for mark in marks] for rank in attended.ranks.tolist()]
 
 
 def _predicted_class(attended: Attended, classes: Sequence[str] | None) -> str | None:
