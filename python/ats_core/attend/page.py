@@ -30,7 +30,8 @@ from ats_core.plot import (
 # Pixels of a patch's longer side; of more patches than this smaller ones, so that a page stays some megabytes.
 TILE, SMALL_TILE, MANY = 192, 96, 256
 HEAT_SIZES = 512, 2048  # pixels of the heat map's longer side, at least and at most
-MOST_OUTPUTS = 10
+MOST_PIXELS, MOST_OUTPUTS = 4096, 10
+CLOSEST, FARTHEST = 8, 4  # of the zoom: pixels of level 0, times the image
 TOOLTIP = """
 <div class="ats-tooltip" style="font: 12px/1.5 system-ui, sans-serif; color: #1d2630">
   <div style="display: flex; gap: 3px">%s</div>
@@ -57,7 +58,8 @@ def write_page(path: Path, attended: Attended, picture: Picture, *, classes: Seq
         ImportError: Bokeh is not installed.
     """
     attended.require_image()
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not 0 < picture.size <= 3 * 4096**2:
+    fits = picture.ndim == 3 and picture.shape[2] == 3 and all(1 <= n <= MOST_PIXELS for n in picture.shape)
+    if picture.dtype != np.uint8 or not fits:
         raise ValueError(f"picture: must be uint8 (H, W, 3), H and W at most 4096, got {picture.dtype} {picture.shape}")
     outputs = _outputs(attended, classes)
     jinja, embed, resources = map(_require_bokeh, ("jinja2", "bokeh.embed", "bokeh.resources"))
@@ -104,8 +106,9 @@ def _figure(attended: Attended, picture: Picture, patches: dict[str, list[Any]])
     pan, wheel, tap = models.PanTool(), models.WheelZoomTool(), models.TapTool()
     figure = plotting.figure(
         name="figure",
-        x_range=models.Range1d(0, width),
-        y_range=models.Range1d(height, 0),
+        x_range=models.Range1d(0, width, min_interval=CLOSEST, max_interval=FARTHEST * max(width, height)),
+        y_range=models.Range1d(height, 0, min_interval=CLOSEST, max_interval=FARTHEST * max(width, height)),
+        min_border_left=10 + 7 * len(f"-{10 * height:,}"),  # room for all labels: the frame keeps its size
         sizing_mode="stretch_both",
         tools=[pan, wheel, tap],
         active_drag=pan,
