@@ -58,9 +58,9 @@ def test_a_box_is_what_extract_patches_reads():
     inside = [i for i, origin in enumerate(attended.origins) if (origin >= 8).all() and (origin < (50, 80)).all()]
     assert inside
     patches = extract_patches(image[None], attended.origins[None], (5, 4), scales=[scale])[0, :, 0]
-    features = {f["properties"]["measurements"]["rank"]: f for f in to_geojson(attended)["features"]}
+    features = to_geojson(attended)["features"]
     for i in inside:
-        (ring,) = features[int(attended.ranks[i])]["geometry"]["coordinates"]
+        (ring,) = features[attended.ranks[i] - 1]["geometry"]["coordinates"]
         x, y = np.mean(ring[:4], 0)
         np.testing.assert_allclose(patches[i].mean((0, 1)) + 0.5, (y, x))  # pixel i spans i to i + 1
 

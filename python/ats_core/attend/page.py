@@ -6,7 +6,6 @@ The page is `page.html`, a Jinja template; the picture in it is drawn by Bokeh, 
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +61,7 @@ def write_page(path: Path, attended: Attended, picture: Picture, *, classes: Seq
     if picture.dtype != np.uint8 or not fits:
         raise ValueError(f"picture: must be uint8 (H, W, 3), H and W at most 4096, got {picture.dtype} {picture.shape}")
     outputs = _outputs(attended, classes)
-    jinja, embed, resources = map(_require_bokeh, ("jinja2", "bokeh.embed", "bokeh.resources"))
+    embed, resources, jinja = (require(module, "attend") for module in ("bokeh.embed", "bokeh.resources", "jinja2"))
     source = _patch_columns(attended)
     environment = jinja.Environment(autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}  # Bokeh's order has a meaning
@@ -91,17 +90,9 @@ def write_page(path: Path, attended: Attended, picture: Picture, *, classes: Seq
     path.write_text(html, "utf-8")
 
 
-def _require_bokeh(module: str) -> Any:
-    """A module of Bokeh, or an error that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError("the page needs bokeh: python -m pip install 'ats-core[attend]'") from error
-
-
 def _figure(attended: Attended, picture: Picture, patches: dict[str, list[Any]]) -> Any:
     """The Bokeh figure, in pixels of level 0, y downwards."""
-    models, plotting = _require_bokeh("bokeh.models"), _require_bokeh("bokeh.plotting")
+    models, plotting = require("bokeh.models", "attend"), require("bokeh.plotting", "attend")
     height, width = attended.shape
     pan, wheel, tap = models.PanTool(), models.WheelZoomTool(), models.TapTool()
     figure = plotting.figure(
@@ -223,7 +214,7 @@ def _heat_uri(attended: Attended) -> str:
 
 def _uri(picture: Picture, *formats: str) -> str:
     """The picture as a data: address, in the smallest of the formats."""
-    image = require("PIL.Image").fromarray(picture)
+    image = require("PIL.Image", "attend").fromarray(picture)
     files = {}
     for name in formats or (("PNG", "JPEG") if picture.shape[2] == 3 else ("PNG",)):
         buffer = io.BytesIO()
