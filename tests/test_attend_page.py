@@ -121,14 +121,14 @@ def test_the_prediction_is_shown_as_it_is(tmp_path):
         bars = [attributes["style"] for attributes, _ in page.all("i") if "style" in attributes]
         return cells, chosen, bars
 
-    assert rows((0.2, 0.8)) == (["1", "0.8", "0", "0.2"], ["1"], ["width: 80.0%", "width: 20.0%"])
+    assert rows((0.2, 0.8)) == (["output 1", "0.8", "output 0", "0.2"], ["output 1"], ["width: 80.0%", "width: 20.0%"])
     assert rows((3.0, -1.0), ["x", "y"]) == (["x", "3", "y", "-1"], ["x"], [])  # no shares of anything
     assert rows((0.3,)) == (["output", "0.3"], [], [])
     assert rows(0.3) == (["output", "0.3"], [], [])
     assert rows((0.3,), ["risk"]) == (["risk", "0.3"], [], [])
     assert rows((np.nan, 1.0))[1:] == ([], [])
     cells, chosen, _ = rows(np.arange(30.0))
-    assert cells[:2] == ["29", "29"] and len(cells) == 20 and chosen == ["29"]
+    assert cells[:2] == ["output 29", "29"] and len(cells) == 20 and chosen == ["output 29"]
     with pytest.raises(ValueError, match=r"^classes: the model has 2 outputs, got 3 names$"):
         rows((0.2, 0.8), ["a", "b", "c"])
 

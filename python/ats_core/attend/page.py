@@ -30,6 +30,7 @@ from ats_core.plot import (
 TILE, SMALL_TILE, MANY = 192, 96, 256
 HEAT_SIZES = 512, 2048  # pixels of the heat map's longer side, at least and at most
 MOST_PIXELS, MOST_OUTPUTS = 4096, 10
+TOOLTIP_SIZES = 160, 110  # pixels high: the first scale's picture, the others'
 CLOSEST, FARTHEST = 8, 4  # of the zoom: pixels of level 0, times the image
 TOOLTIP = """
 <div class="ats-tooltip" style="font: 12px/1.5 system-ui, sans-serif; color: #1d2630">
@@ -40,7 +41,7 @@ TOOLTIP = """
   <div style="color: #66717e">at @place</div>
 </div>
 """
-TOOLTIP_PICTURE = '<img src="@picture%d" alt="" style="height: %dpx; image-rendering: pixelated; border-radius: 3px">'
+TOOLTIP_PICTURE = '<img src="@picture%d" alt="" style="height: %dpx; image-rendering: %s; border-radius: 3px">'
 
 
 def write_page(path: Path, attended: Attended, picture: Picture, *, classes: Sequence[str] | None = None) -> None:
@@ -82,6 +83,7 @@ def write_page(path: Path, attended: Attended, picture: Picture, *, classes: Seq
             for i in reversed(range(len(source["rank"])))
         ],
         sheet_aspect=f"{attended.patch_size[1]} / {attended.patch_size[0]}",
+        rendering=_rendering(attended, 74),
         box=[n * attended.scales[0] for n in attended.patch_size],
         # Only what is drawn is there: no widgets, no tables, no WebGL.
         bokeh=resources.Resources(mode="inline", components=["bokeh"], log_level="error").js_raw,
@@ -151,9 +153,15 @@ def _figure(attended: Attended, picture: Picture, patches: dict[str, list[Any]])
         squares(which, line_color="black", line_alpha=0.4, line_width=4)  # seen on bright images too
         hit.append(squares(which, {"line_color": "#ffd60a", "line_width": 4}, line_color="colour", line_width=2))
     tap.renderers = hit
-    images = "".join(TOOLTIP_PICTURE % (s, 160 if s == 0 else 110) for s in range(len(attended.scales)))
+    rendering = _rendering(attended, TOOLTIP_SIZES[0])
+    images = "".join(TOOLTIP_PICTURE % (s, TOOLTIP_SIZES[s > 0], rendering) for s in range(len(attended.scales)))
     figure.add_tools(models.HoverTool(renderers=hit, tooltips=TOOLTIP % images, limit=1, sort_by="rank"))
     return figure
+
+
+def _rendering(attended: Attended, pixels: int) -> str:
+    """How a browser draws patches with sides of so many pixels: small ones with all of theirs."""
+    return "pixelated" if max(attended.patch_size) < pixels else "auto"
 
 
 def _patch_columns(attended: Attended) -> dict[str, list[Any]]:
@@ -185,7 +193,9 @@ def _patch_columns(attended: Attended) -> dict[str, list[Any]]:
 def _outputs(attended: Attended, classes: Sequence[str] | None) -> list[dict[str, Any]]:
     """The outputs with their names, the largest first; `share` only where they are probabilities."""
     values = np.asarray(attended.prediction, np.float64).reshape(-1)
-    names = attended.class_names(classes) if classes or len(values) > 1 else ["output"]
+    names = attended.class_names(classes)
+    if classes is None:
+        names = [f"output {name}" for name in names] if len(values) > 1 else ["output"]
     shares = len(values) > 1 and values.min() >= 0 and abs(values.sum() - 1) < 1e-3
     return [
         {
