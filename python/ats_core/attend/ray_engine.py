@@ -7,12 +7,13 @@ import os
 import pickle
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ats_core.attend.models import ModelError
 from ats_core.attend.outputs import read_summary
 from ats_core.attend.work import Job, Outcome, Settings, Worker
 
@@ -23,7 +24,7 @@ SECONDS_TO_CONNECT = 10.0  # Ray itself would try for many minutes
 
 def run_ray(
     settings: Settings, jobs: Sequence[Job], address: str | None = None, workers: int | None = None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Yield what became of each job, as they come, in any order.
 
     A worker that is killed is started again and goes on with the same file. A file whose worker ends `ATTEMPTS` times is
@@ -40,7 +41,7 @@ def run_ray(
 
     Raises:
         ImportError: Ray is not installed. ConnectionError: no cluster is there.
-        Exception: what `run_local` raises of a model that cannot be loaded, but when the first outcome is asked for.
+        ModelError: the model cannot be loaded; when the first outcome is asked for.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: must be at least 1, got {workers}")
@@ -53,7 +54,7 @@ def run_ray(
     return _run(settings, jobs, address, workers)
 
 
-def _run(settings: Settings, jobs: Sequence[Job], address: str, workers: int | None) -> Iterator[Outcome]:
+def _run(settings: Settings, jobs: Sequence[Job], address: str, workers: int | None) -> Generator[Outcome]:
     left = []
     for job in jobs:  # what is there already needs no workers
         summary = read_summary(Path(settings.out, job.name))
@@ -66,15 +67,13 @@ def _run(settings: Settings, jobs: Sequence[Job], address: str, workers: int | N
             yield from _map(settings, left, workers or _count_workers(settings))
 
 
-def _map(settings: Settings, jobs: Sequence[Job], workers: int) -> Iterator[Outcome]:
+def _map(settings: Settings, jobs: Sequence[Job], workers: int) -> Generator[Outcome]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext, from_items
-    from ray.exceptions import RayTaskError
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = -1  # a file takes as long as it takes
     context.max_consecutive_actor_init_deaths = ATTEMPTS
     # Ray Data starts killed workers, and what they were at, again without end. What ends it are the counted attempts.
@@ -93,10 +92,11 @@ def _map(settings: Settings, jobs: Sequence[Job], workers: int) -> Iterator[Outc
     logger.setLevel(logging.CRITICAL)  # errors are raised
     try:
         for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for outcome in table["outcome"]:
-                yield pickle.loads(outcome.as_py())
-    except RayTaskError as error:
-        raise error.cause from None
+            for pickled in table["outcome"]:
+                outcome = pickle.loads(pickled.as_py())
+                if isinstance(outcome, ModelError):
+                    raise outcome
+                yield outcome
     finally:
         logger.setLevel(level)
 
@@ -129,13 +129,18 @@ class _RayWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": pickle.dumps(self._attend(Job(**row)))}
 
-    def _attend(self, job: Job) -> Outcome:
+    def _attend(self, job: Job) -> Outcome | ModelError:
         import ray
 
         if ray.get(self._attempts.add.remote(job.name)) > ATTEMPTS:
             return Outcome(job, error=f"{job.path}: the worker was killed, or crashed, {ATTEMPTS} times")
         if self._worker is None:  # not before the attempt is counted: a model can crash a worker, too
-            self._worker = Worker(self._settings)
+            try:
+                self._worker = Worker(self._settings)
+            except ModelError as error:
+                return error
+            except Exception as error:
+                return ModelError(f"model: {self._settings.model}: {type(error).__name__}: {error}")
         # Results that are there now are of a worker that was killed before it could tell.
         return replace(self._worker(job), skipped=False)
 
@@ -160,8 +165,6 @@ def _connection(address: str, cpus: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Else there is a line about objects that only this process can lose, at every start.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
