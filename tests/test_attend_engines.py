@@ -20,7 +20,7 @@ from ats_core.attend.local import run_local
 from ats_core.attend.ray_engine import ATTEMPTS, run_ray
 from ats_core.attend.work import Job, Settings
 from ats_core.command import main
-from attend_models import Classifier, Fragile, write_slide
+from attend_models import Fragile, write_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning:ray")
 

@@ -139,7 +139,7 @@ class _RayWorker:
                 self._worker = Worker(self._settings)
             except ModelError as error:
                 return error
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - of the code of a model
                 return ModelError(f"model: {self._settings.model}: {type(error).__name__}: {error}")
         # Results that are there now are of a worker that was killed before it could tell.
         return replace(self._worker(job), skipped=False)

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def attend_all(
     _claim(settings)
     outcomes = []
     try:
-        with tqdm(total=len(jobs), unit="file", disable=None) as bar:
+        # Workers have ended before what they left is removed.
+        with closing(started), tqdm(total=len(jobs), unit="file", disable=None) as bar:
             for outcome in started:
                 outcomes.append(outcome)
                 bar.update()
@@ -123,7 +125,7 @@ def _absolute(path: str) -> str:
 
 def _start(
     engine: str, settings: Settings, jobs: Sequence[Job], address: str | None, workers: int | None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     if engine == "ray":
         from ats_core.attend.ray_engine import run_ray
 
