@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +55,6 @@ def model(log):
 
 
 @pytest.fixture(scope="module")
-def expected(slides, model, tmp_path_factory):
-    """The results of one process."""
-    out = tmp_path_factory.mktemp("local") / "out"
-    threads = torch.get_num_threads()
-    try:
-        assert main(["attend", str(slides), "--model", model, "--out", str(out), "--threads", "1"]) == 1
-    finally:
-        torch.set_num_threads(threads)
-    return contents(out)
-
-
-@pytest.fixture(scope="module")
 def cluster():
     """The address of two "machines"."""
     from ray.cluster_utils import Cluster
@@ -79,38 +68,47 @@ def cluster():
         cluster.shutdown()
 
 
-def contents(out):
-    """All files of results, and the table's rows without errors."""
-    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    return {**files, "predictions.csv": [row for row in table(out).values() if not row["error"]]}
+def files(out):
+    """All that is in a folder of results, hidden or not."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def table(out):
-    with open(out / "predictions.csv", newline="") as stream:
-        return {Path(row["file"]).name: row for row in csv.DictReader(stream)}
+def read_log(log):
+    """(file, process, threads) for every time that the model looked at one."""
+    return [(name, int(pid), int(threads)) for name, pid, threads in map(str.split, log.read_text().splitlines())]
 
 
-def test_local_order_does_not_matter(slides, model, expected, tmp_path):
-    settings = Settings(model, str(tmp_path))
-    jobs = [Job(str(slides / name), name) for name in ("c.tif", "a.tif")]
-    assert [outcome.job for outcome in run_local(settings, jobs)] == jobs
-    for name in ("a.tif", "c.tif"):
-        assert (tmp_path / name / "patches.geojson").read_bytes() == expected[f"{name}/patches.geojson"]
+def test_local_order_does_not_matter(slides, model, tmp_path):
+    jobs = [Job(str(slides / f"{letter}.tif"), f"{letter}.tif") for letter in "abc"]
+    settings = Settings(model, str(tmp_path / "forth")), Settings(model, str(tmp_path / "back"))
+    assert [outcome.job for outcome in run_local(settings[0], jobs)] == jobs
+    assert [outcome.job for outcome in run_local(settings[1], jobs[::-1])] == jobs[::-1]
+    assert files(tmp_path / "forth") == files(tmp_path / "back")
 
 
-def test_ray_on_this_machine(slides, model, expected, tmp_path, capfd):
+@pytest.mark.slow
+def test_ray_on_this_machine(slides, log, model, tmp_path, capfd):
     import ray
 
-    out = tmp_path / "out"
-    command = ["attend", str(slides), "--model", model, "--out", str(out), "--threads", "1", "--engine", "ray"]
-    assert main(command) == 1
-    assert contents(out) == expected
-    assert not ray.is_initialized()
+    command = ["attend", str(slides), "--model", model, "--out"]
+    assert main([*command, str(tmp_path / "local")]) == 1
+    log.write_text("")
+    capfd.readouterr()
+    assert main([*command, str(tmp_path / "ray"), "--engine", "ray"]) == 1
     assert "6 files: 5 done, 0 were done already, 1 failed" in capfd.readouterr().err
+    assert files(tmp_path / "ray") == files(tmp_path / "local")
+    assert not ray.is_initialized()
+    assert {pid for _, pid, _ in read_log(log)} != {os.getpid()}
+    assert {threads for _, _, threads in read_log(log)} == {torch.get_num_threads()}
 
 
-def test_killed_workers_lose_nothing(cluster, slides, log, model, expected, tmp_path, capfd):
-    """One is killed while it writes results, one by a file, again and again."""
+@pytest.mark.slow
+def test_killed_workers_lose_nothing(cluster, slides, log, model, tmp_path, capfd):
+    """One is killed while it writes results, and one by a file, again and again."""
+    threads = torch.get_num_threads()
+    options = ["--model", model, "--threads", "1", "--out"]
+    assert main(["attend", str(slides), *options, str(tmp_path / "local")]) == 1
+    torch.set_num_threads(threads)
     bomb = tmp_path / "bomb.tif"
     tifffile.imwrite(bomb, np.full((64, 64, 3), 255, np.uint8), photometric="rgb")
     log.write_text("")
@@ -120,41 +118,48 @@ def test_killed_workers_lose_nothing(cluster, slides, log, model, expected, tmp_
     def kill():
         while not killed and not finished.is_set():
             if any(out.glob(".a.tif.*.partial")):
-                killed.extend(int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("a.tif"))
+                killed.extend(pid for name, pid, _ in read_log(log) if name == "a.tif")
                 os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.001)
 
     finished = threading.Event()
     killer = threading.Thread(target=kill)
     killer.start()
-    options = ["--model", model, "--out", str(out), "--threads", "1", "--engine", "ray", "--address", cluster]
+    options += [str(out), "--engine", "ray", "--address", cluster]
     try:
         assert main(["attend", str(slides), str(bomb), *options]) == 1
     finally:
         finished.set()
         killer.join()
-    assert contents(out) == expected
-    rows = table(out)
-    assert sorted(rows) == ["a.tif", "b.tif", "bomb.tif", "c.tif", "d.tif", "e.tif", "x.tif"]
-    assert rows["bomb.tif"]["error"] == f"{bomb}: the worker was killed, or crashed, {ATTEMPTS} times"
-    looks = [line.split() for line in log.read_text().splitlines()]
     assert len(killed) == 1
-    processes = {name: [int(pid) for other, pid in looks if other == name] for name, _ in looks}
-    assert {name: len(pids) for name, pids in processes.items()} == {
-        "a.tif": 2, "b.tif": 1, "c.tif": 1, "d.tif": 1, "e.tif": 1, "bomb.tif": ATTEMPTS,
-    }  # fmt: skip
     assert "7 files: 5 done, 0 were done already, 2 failed" in capfd.readouterr().err
+    assert results(out) == results(tmp_path / "local")
+    with open(out / "predictions.csv", newline="") as stream:
+        rows = {row["file"]: row for row in csv.DictReader(stream)}
+    assert sorted(rows) == sorted([*map(str, slides.iterdir()), str(bomb)])
+    assert [path for path, row in rows.items() if row["error"]] == [str(bomb), str(slides / "x.tif")]
+    assert rows[str(bomb)]["error"] == f"{bomb}: the worker was killed, or crashed, {ATTEMPTS} times"
+    looks = Counter(name for name, _, _ in read_log(log))
+    assert looks == {"a.tif": 2, "b.tif": 1, "c.tif": 1, "d.tif": 1, "e.tif": 1, "bomb.tif": ATTEMPTS}
 
     # What is there already is not done again, and needs no workers.
+    log.write_text("")
     assert main(["attend", *(str(slides / f"{letter}.tif") for letter in "abcde"), *options]) == 0
     assert "5 files: 0 done, 5 were done already, 0 failed" in capfd.readouterr().err
-    assert contents(out) == expected
+    assert not log.read_text()
+    assert results(out) == results(tmp_path / "local")
 
 
+def results(out):
+    """All files but the table, which tells of more than results."""
+    return {path: data for path, data in files(out).items() if path != "predictions.csv"}
+
+
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded(cluster, slides, tmp_path, capfd):
     (tmp_path / "model.pt").write_text("no pickle")
     command = ["attend", str(slides), "--model", str(tmp_path / "model.pt"), "--out", str(tmp_path / "out")]
-    assert main([*command, "--engine", "ray", "--address", cluster]) == 2
+    assert main([*command, "--engine", "ray", "--address", cluster, "--workers", "1"]) == 2
     assert "is no model that torch.save wrote" in capfd.readouterr().err
 
 

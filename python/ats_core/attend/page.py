@@ -87,9 +87,23 @@ def write_page(path: Path, attended: Attended, picture: Picture, *, classes: Seq
         box=[n * attended.scales[0] for n in attended.patch_size],
         # Only what is drawn is there: no widgets, no tables, no WebGL.
         bokeh=resources.Resources(mode="inline", components=["bokeh"], log_level="error").js_raw,
-        item=embed.json_item(_figure(attended, picture, source)),
+        item=_renumbered(embed.json_item(_figure(attended, picture, source)), {}),
     )
     path.write_text(html, "utf-8")
+
+
+def _renumbered(item: Any, names: dict[str, str]) -> Any:
+    """What Bokeh made, with names of its objects that do not tell how many the process has made before."""
+    if isinstance(item, list):
+        return [_renumbered(entry, names) for entry in item]
+    if not isinstance(item, dict):
+        return item
+    return {
+        key: names.setdefault(entry, f"p{len(names)}")
+        if key in ("id", "root_id") and isinstance(entry, str)
+        else _renumbered(entry, names)
+        for key, entry in item.items()
+    }
 
 
 def _figure(attended: Attended, picture: Picture, patches: dict[str, list[Any]]) -> Any:
