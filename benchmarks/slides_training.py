@@ -1,6 +1,6 @@
 """Training steps over slides that do not fit into memory: time, memory and what is decoded
 
-    python benchmarks/slides_training.py [--turns 15] [--folder F] [--out benchmarks/results]
+    python benchmarks/slides_training.py [--turns 15] [--workers 2] [--folder F] [--out benchmarks/results]
 
 A step reads the thumbnails of 4 slides (625 pixels), computes attention, draws 16 patches of 256 x 256 from each slide,
 reads them, and updates both networks. Slides are 10,000, 20,000 and 40,000 pixels high and wide, RGB, in JPEG tiles of 256,
@@ -8,7 +8,8 @@ with a pyramid of halves; 40,000 squared are 4.8 GB each. They are written to a 
 where they are kept and used again. No decoded tile is kept from one step to the next.
 
 Steps over the three sizes take turns in one process. Peak memory is that of a process of its own for each size, PyTorch
-included, over 3 steps.
+included, over 3 steps. With --workers the same step takes its thumbnails from a DataLoader with that many workers, in a
+process of its own for each size; what is told is the mean, since workers run ahead of some steps and not of others.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timing
@@ -93,9 +96,10 @@ def slides(folder: Path, size: int) -> list[Path]:
 class Training:
     """Steps over the slides of a size."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], workers: int = 0, steps: int = 0) -> None:
         import torch
         from torch import nn
+        from torch.utils.data import DataLoader
 
         import ats_core.torch as ats
         from ats_core.sources import set_cache_size
@@ -114,10 +118,14 @@ class Training:
         self.head = nn.Linear(32, 2)
         self.optimizer = torch.optim.Adam([*self.sampling.parameters(), *self.head.parameters()])
         self.dataset = ats.SourceDataset(paths, COARSEST, torch.arange(SLIDES) % 2)
-        self.collate, self.loss = ats.collate_sources, nn.functional.cross_entropy
+        self.loss = nn.functional.cross_entropy
+        loader = DataLoader(
+            self.dataset, SLIDES, sampler=[*range(SLIDES)] * steps, num_workers=workers, collate_fn=ats.collate_sources
+        )
+        self.batches = iter(loader)
 
     def step(self, number: int) -> None:
-        batch = self.collate([self.dataset[index] for index in range(SLIDES)])
+        batch = next(self.batches)
         self.sampling.train()
         output = self.sampling(batch.x_low, batch.sources, rng=number, low_shapes=batch.low_shapes)
         self.optimizer.zero_grad()
@@ -127,15 +135,29 @@ class Training:
 
 
 def time_steps(folder: Path, sizes: tuple[int, ...], turns: int) -> dict[str, float]:
-    methods: dict[str, Callable[[int], object]] = {f"{size:,}": Training(slides(folder, size)).step for size in sizes}
+    methods: dict[str, Callable[[int], object]] = {
+        f"{size:,}": Training(slides(folder, size), steps=2 * turns + 2).step for size in sizes
+    }
     return timing.take_turns(methods, turns)
+
+
+def time_workers(folder: Path, size: int, workers: int, turns: int) -> float:
+    """Mean milliseconds a step, after as many as workers may have prepared before."""
+    ahead = 3 * workers
+    training = Training(slides(folder, size), workers, ahead + turns)
+    for number in range(ahead):
+        training.step(number)
+    start = time.perf_counter()
+    for number in range(turns):
+        training.step(number)
+    return 1e3 * (time.perf_counter() - start) / turns
 
 
 def one_size(folder: Path, size: int) -> dict[str, float]:
     """Three steps; of the third what was decoded, without the thumbnails."""
     from ats_core.sources import SourceBatch
 
-    training = Training(slides(folder, size))
+    training = Training(slides(folder, size), steps=3)
     for number in range(3):
         training.step(number)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -163,17 +185,17 @@ def touch(origins: np.ndarray) -> set[tuple[int, int]]:
     return {(y, x) for low, high in ends for y in range(low[0], high[0]) for x in range(low[1], high[1])}
 
 
-def child(*arguments: object) -> dict[str, float]:
+def child(*arguments: object) -> Any:
     command = [sys.executable, __file__, *map(str, arguments)]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
-    return found
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=timing.whole(1, 10_000), default=timing.TURNS, metavar="N")
     parser.add_argument("--smoke", action="store_true", help="tiny slides: tells only that everything works")
+    parser.add_argument("--workers", type=timing.whole(0, 64), default=2, metavar="N", help="of the DataLoader")
     parser.add_argument("--folder", type=timing.folder, help="for the slides, which are kept there")
     parser.add_argument("--out", type=timing.folder, help="folder for the table and the numbers")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -181,7 +203,12 @@ def main() -> None:
     sizes = SMOKE if args.smoke else SIZES
     if args.child:
         size = int(args.child)
-        print(json.dumps(one_size(args.folder, size) if size else time_steps(args.folder, sizes, args.turns)))
+        if not size:
+            print(json.dumps(time_steps(args.folder, sizes, args.turns)))
+        elif args.workers:
+            print(json.dumps(time_workers(args.folder, size, args.workers, args.turns)))
+        else:
+            print(json.dumps(one_size(args.folder, size)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -189,34 +216,46 @@ def main() -> None:
             for number, path in enumerate(slides(folder, size)):
                 if not path.exists():
                     write_slide(path, size, number)
-        common = ["--folder", folder, "--turns", args.turns, *["--smoke"] * args.smoke, "--child"]
-        times = child(*common, 0)
-        found = {f"{size:,}": child(*common, size) for size in sizes}
+        common = ["--folder", folder, "--turns", args.turns, *["--smoke"] * args.smoke]
+        times = child(*common, "--child", 0)
+        found = {f"{size:,}": child(*common, "--workers", 0, "--child", size) for size in sizes}
+        workers = {}
+        if args.workers:
+            workers = {f"{size:,}": child(*common, "--workers", args.workers, "--child", size) for size in sizes}
     first = next(iter(times.values()))
     rows = [
         [
             f"{SLIDES} slides of {name} x {name} x 3",
             timing.number(times[name]),
             f"{times[name] / first:.2f} x",
+            *[timing.number(workers[name]) for _ in range(name in workers)],
             timing.number(found[name]["MiB"]),
             f"{found[name]['decoded over needed']:.2f} x",
         ]
         for name in times
     ]
+    with_workers = [f"with {args.workers} workers"] * bool(workers)
     facts, title = timing.machine(), str(__doc__).splitlines()[0]
     how = (
         f"milliseconds a step, medians of {args.turns} in turn, and as multiples of the first row; the peak resident memory "
-        "of the process; bytes decoded for bytes needed by patches at random places, each tile once."
+        "of the process without workers; bytes decoded for bytes needed by patches at random places, each tile once."
     )
     text = [
         f"# {title}",
         f"`python benchmarks/slides_training.py`: {how}",
         timing.describe(facts),
-        timing.table(["a step", "milliseconds", "", "peak MiB", "decoded"], rows),
+        timing.table(["a step", "milliseconds", "", *with_workers, "peak MiB", "decoded"], rows),
     ]
     print("\n\n".join(text))
     if args.out:
-        results = {"title": title, "turns": args.turns, "machine": facts, "milliseconds": times, "sizes": found}
+        results = {
+            "title": title,
+            "turns": args.turns,
+            "machine": facts,
+            "milliseconds": times,
+            "workers": workers,
+            "sizes": found,
+        }
         timing.write(args.out, "slides_training", results, "\n\n".join(text))
 
 

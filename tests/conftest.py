@@ -31,6 +31,14 @@ settings.register_profile("explore", parent=settings.get_profile("ci"), derandom
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.fixture(autouse=True)
+def _files_that_were_sent_are_closed():
+    yield
+    handles = sys.modules.get("ats_core.sources.handles")
+    if handles is not None:
+        handles.LENDERS.table.clear()
+
+
 class Missing(Exception):
     """Why a backend cannot be tested here."""
 

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import ats_core.torch as ats
-from ats_core.sources import SourceBatch, SourceError, open_source
+from ats_core.sources import SourceBatch, SourceError, handles, open_source
 from sources_files import pixels
 from test_sources_batch import Tiled
+from test_sources_read import open_files
 from test_torch_modules import CONV, Features
 
 
@@ -295,6 +296,33 @@ def test_data_loader(tmp_path, workers):
     alone = ats.collate_sources([ats.SourceDataset([pixels((9, 9, 1))], 5)[0]], fill=1)
     assert alone.targets is None and alone.x_low.shape == (1, 1, 5, 5)
     assert len(pickle.loads(pickle.dumps(dataset))) == 3
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_files_of_workers_are_opened_once_here(tmp_path, persistent):
+    """In three epochs, though each time they come from some other worker."""
+    wholes = [pixels((64, 48, 3), seed=seed) for seed in range(4)]
+    paths = [tmp_path / f"{seed}.npy" for seed in range(4)]
+    for path, whole in zip(paths, wholes, strict=True):
+        np.save(path, whole)
+    loader = DataLoader(
+        ats.SourceDataset(paths, 8, targets=range(4)), 2, num_workers=2, shuffle=True, collate_fn=ats.collate_sources,
+        persistent_workers=persistent, multiprocessing_context="fork",
+    )  # fmt: skip
+    for _ in range(3):
+        for batch in loader:
+            found = batch.sources.read_patches(np.zeros((2, 1, 2), np.int64), (64, 48))
+            for pixels_of_one, target in zip(found[:, 0], batch.targets.tolist(), strict=True):
+                np.testing.assert_array_equal(pixels_of_one, wholes[target])
+            batch.sources.close()  # what comes later is read all the same
+        opened = open_files()
+        assert [opened.count(str(path)) for path in paths] == [1] * 4
+    handles.LENDERS.table.clear()
+    assert not set(open_files()) & set(map(str, paths))
+    dataset = ats.SourceDataset(paths, 8)
+    for _ in range(2):
+        _, source, _ = dataset[0]
+        source.close()
 
 
 def test_thumbnails_at_a_downsample():

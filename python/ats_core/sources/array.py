@@ -22,6 +22,7 @@ class ArraySource(Source):
     """An array in memory. A `numpy.memmap` is sent to workers by its file's name, not by its content."""
 
     backend = "array"
+    _lent = False
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ class CropSource(Source):
     """See `Source.crop`."""
 
     backend = "crop"
+    _lent = False
 
     def __init__(self, parent: Source, origin: Ints, size: Ints) -> None:
         first = to_ints("origin", origin, len(parent.axes))

@@ -28,6 +28,7 @@ class FunctionSource(Source):
     """
 
     backend = "function"
+    _lent = False
 
     def __init__(
         self,

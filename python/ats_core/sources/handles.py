@@ -1,11 +1,17 @@
-"""What sources hold open: not more than a number of files at a time, and nothing that a parent process opened."""
+"""What sources hold open: not more than a number of files at a time, and nothing that a parent process opened.
+
+A source that comes from another process again and again, as from a DataLoader's workers, borrows what is open from a
+source that stays here (`LENDERS`): its file is opened once, however often it comes.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 LIMIT = 128
@@ -49,7 +55,26 @@ class _Open:
             self.latest = -1
 
 
+class _Lenders:
+    """The LIMIT sources that were last sent here, by what tells them apart."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.table: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self.lock:
+            lender = self.table.get(key)
+            if lender is None:
+                lender = self.table[key] = make()
+            self.table.move_to_end(key)
+            oldest = self.table.popitem(last=False) if len(self.table) > LIMIT else None
+        del oldest  # closes its file, unless someone is still borrowing
+        return lender
+
+
 OPEN = _Open()
+LENDERS = _Lenders()
 ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()
 _graveyard: list[object] = []
 
@@ -60,7 +85,9 @@ def _after_fork() -> None:
     What the parent had open is neither used nor closed here; a library may wait for its threads when it closes.
     """
     OPEN.__init__()  # type: ignore[misc]
+    LENDERS.lock = threading.Lock()
     _graveyard.extend(holder._abandon() for holder in list(ALIVE))
 
 
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(LENDERS.table.clear)  # while the libraries that close files are still there

@@ -7,8 +7,9 @@ import itertools
 import math
 import os
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
@@ -88,7 +89,9 @@ class Source(abc.ABC):
     """A signal, image, volume or video of which only the parts that are asked for are read.
 
     Made by `open_source`. Files are opened when first needed, stay open (128 at a time in a process), and are opened
-    again in worker processes. `read` may be called from any number of threads. A source is a context manager.
+    again in worker processes. Where a source is sent to time and again, as by the workers of a DataLoader, its file is
+    opened once, and stays open when it is closed. `read` may be called from any number of threads. A source is a context
+    manager.
 
     Attributes:
         name: the path, or another name for messages.
@@ -104,6 +107,8 @@ class Source(abc.ABC):
     backend: ClassVar[str] = ""
     # Whether what is open serves one thread at a time.
     _exclusive: ClassVar[bool] = False
+    # Whether opening is work: then copies that come from other processes use what the first of them has opened.
+    _lent: ClassVar[bool] = True
 
     name: str
     axes: str
@@ -113,8 +118,15 @@ class Source(abc.ABC):
     spacing: tuple[float | None, ...]
     units: tuple[str | None, ...]
 
+    # The source that stays in this process and whose file this one uses, if it was sent here.
+    _lender: Source | None
+    _lock: threading.Lock
+    _token: int
+
     def __init__(self, name: str) -> None:
         self.name = name
+        self._identity = uuid.uuid4().hex
+        self._stamp: object = None
         self._closed = False
         self._start()
         try:
@@ -255,6 +267,10 @@ class Source(abc.ABC):
         """Close the file, and forget its tiles. Reads fail from here on; those under way come to their end."""
         with self._lock:
             self._closed = True
+            lent, self._lender = self._lender is not None, None
+        if lent:
+            self._token = next(_tokens)  # others still use the tiles
+            return
         self._release()
         handles.OPEN.forget(self._token)
         TILES.discard(self._token)
@@ -284,8 +300,30 @@ class Source(abc.ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
+        if self._lent and not self._closed:
+            key = (self._identity, self.name, self._stamp, self.levels, self.channels, self.dtype)
+            self._lender = lender = handles.LENDERS.get(key, self._twin)
+            self._token = lender._token
+
+    def _twin(self) -> Source:
+        twin: Source = object.__new__(type(self))
+        twin.__dict__.update(self.__getstate__())
+        twin._start()
+        return twin
 
     # ---- what is open ----
+
+    def _facts(self) -> object:
+        """What changes with the file; None: nothing is known that does."""
+        return None
+
+    def _check_stamp(self) -> None:
+        """A description that was made earlier must not be used for another file."""
+        stamp = self._facts()
+        if self._stamp is None:
+            self._stamp = stamp
+        elif self._stamp != stamp:
+            raise SourceError(f"{self.name}: has changed since it was first opened")
 
     def _start(self) -> None:
         """Set up what belongs to this process."""
@@ -294,6 +332,8 @@ class Source(abc.ABC):
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._handle: _Handle | None = None
+        self._lender = None
+        self._known = False
         self._tiles_decoded = self._bytes_decoded = self._bytes_read = 0
         self._transient = (set(self.__dict__) - before) | {"_transient"}
         handles.ALIVE.add(self)
@@ -311,9 +351,20 @@ class Source(abc.ABC):
             self._handle = None
         self._close(handle.value)
 
+    def _borrow(self) -> AbstractContextManager[Any]:
+        """What is open here or at the lender, opened if need be."""
+        lender = self._lender
+        if lender is None:
+            return self._borrow_own()
+        if not self._known:
+            with opening(self.name):
+                self._check_stamp()  # as if it were opened now
+            self._known = True
+        return lender._borrow_own()
+
     @contextmanager
-    def _borrow(self) -> Iterator[Any]:
-        """What is open, opened if need be. After an error it is opened anew: libraries are not to be trusted then."""
+    def _borrow_own(self) -> Iterator[Any]:
+        """After an error it is opened anew: libraries are not to be trusted then."""
         with self._lock:
             if self._closed:
                 raise SourceError(f"{self.name}: is closed")
@@ -452,14 +503,8 @@ class FileSource(Source):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
-        self._stamp: tuple[int, int] | None = None
         super().__init__(self._path)
 
-    def _check_stamp(self) -> None:
-        """A description that was made earlier must not be used for another file."""
+    def _facts(self) -> object:
         facts = os.stat(self._path)
-        stamp = (facts.st_size, facts.st_mtime_ns)
-        if self._stamp is None:
-            self._stamp = stamp
-        elif self._stamp != stamp:
-            raise SourceError(f"{self.name}: has changed since it was first opened")
+        return facts.st_size, facts.st_mtime_ns

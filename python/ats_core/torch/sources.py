@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 
@@ -66,6 +67,7 @@ class SourceDataset(Dataset[Any]):
             raise ValueError(f"targets: must be one for each of {len(sources)} sources, got {len(targets)}")
         self.sources, self.targets, self.size, self.downsample = sources, targets, size, downsample
         self._opened: dict[int, Source] = {}
+        self._identity = uuid.uuid4().hex
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -74,8 +76,10 @@ class SourceDataset(Dataset[Any]):
         """Thumbnail (*size, C), source and target."""
         number = range(len(self))[index]
         source = self._opened.get(number)
-        if source is None:
+        if source is None or source.closed:
             source = self._opened[number] = open_source(self.sources[number])
+            if source is not self.sources[number]:
+                source._identity = self._identity  # the same from every worker
         thumbnail, _ = source.thumbnail(self.size, downsample=self.downsample)
         return thumbnail, source, None if self.targets is None else self.targets[number]
 
