@@ -20,6 +20,7 @@ from torch import nn
 
 import ats_core.torch as ats
 from ats_core.diagnostics import AttentionCollapseWarning
+from ats_core.sources import SourceBatch
 from ats_core.torch.monitor import AttentionMonitor
 
 
@@ -320,6 +321,107 @@ def test_a_pyramid(tmp_path):
     with watch(model, tmp_path):
         model(x_low, [x_high, nn.functional.avg_pool2d(x_high, 2)])
     assert len(lines(tmp_path)) == 1
+
+
+# ---- sources ----
+
+
+def picture(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def saved(folder, shapes, factor=4):
+    """Images of blocks, which are their thumbnails enlarged, in files; and the thumbnails."""
+    paths, lows = [], []
+    for seed, shape in enumerate(shapes):
+        low = np.random.default_rng(seed).integers(0, 256, (*(size // factor for size in shape), 3), np.uint8)
+        paths.append(folder / f"{seed}.npy")
+        np.save(paths[-1], low.repeat(factor, 0).repeat(factor, 1))
+        lows.append(low)
+    return paths, lows
+
+
+def seeing(field=0, seed=0, **options):
+    """Attention that is smooth, and features of three channels."""
+    torch.manual_seed(seed)
+    kernel = 5 if field else 3
+    attention = nn.Sequential(
+        ats.Normalize(127.0, 60.0), nn.Conv2d(3, 1, kernel, padding=0 if field else 1), ats.SampleSoftmax()
+    )
+    feature = nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.BatchNorm2d(6), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    options = {"patch_size": 12, "n_patches": 4, "mean": 127.0, "std": 60.0, "receptive_field": field, **options}
+    return ats.AttentionSampling(attention, feature, **options)
+
+
+@pytest.mark.parametrize("field", [0, 4])
+def test_sources_look_as_in_memory(tmp_path, field):
+    """Enlarged, a thumbnail is the image, so that every picture and number is the same."""
+    paths, lows = saved(tmp_path, [(64, 96)] * 3)
+    x_low = torch.from_numpy(np.stack(lows)).movedim(-1, 1)
+    x_high = torch.from_numpy(np.stack([np.load(path) for path in paths])).movedim(-1, 1)
+    with SourceBatch(paths) as sources:
+        for name, images in (("memory", x_high), ("files", sources)):
+            model = seeing(field)
+            with watch(model, tmp_path / name, images=2):
+                model(x_low, images, rng=1)
+    assert lines(tmp_path / "memory") == lines(tmp_path / "files")
+    for kind in ("overlay", "patches"):
+        pictures = [picture(tmp_path / name / f"{kind}_0000000.png") for name in ("memory", "files")]
+        np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parametrize("field", [0, 4])
+def test_padding_of_thumbnails_is_not_shown(tmp_path, field):
+    """All cells of the first source are drawn: a batch with a larger one shows what it shows alone."""
+    paths, lows = saved(tmp_path, [(64, 40), (96, 80)])
+    cells = (16 - field) * (10 - field)
+    expected = []
+    for name, chosen in (("alone", paths[:1]), ("other", paths[1:]), ("both", paths)):
+        torch.manual_seed(0)
+        model = seeing(field, n_patches=cells)
+        with SourceBatch(chosen) as sources, watch(model, tmp_path / name, draws=2):
+            low, shapes, _ = sources.thumbnails(downsample=4, fill=99)
+            assert [list(shape) for shape in shapes] == [list(lows[paths.index(path)].shape[:2]) for path in chosen]
+            model(torch.from_numpy(low).movedim(-1, 1), sources, low_shapes=torch.from_numpy(shapes))
+        expected.append(lines(tmp_path / name)[0])
+    for key in ("border_share", "uniform_border_share", "largest_share"):
+        # The network sees the padding from the border cells; what depends on the number of cells does not.
+        rel = 1e-9 if key == "uniform_border_share" or field else 0.1
+        assert expected[2][key] == pytest.approx((expected[0][key] + expected[1][key]) / 2, rel=rel or None, abs=1e-6)
+    alone, both = (picture(tmp_path / name / "overlay_0000000.png") for name in ("alone", "both"))
+    assert alone.shape == both.shape
+    if field:  # then the attention of the cells that are left is the same
+        assert np.abs(alone - both).max() <= 2
+
+
+def train_on_sources(paths, folder=None):
+    model = seeing()
+    head = nn.Linear(6, 2)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, 0.01)
+    monitor = None if folder is None else watch(model, folder, every=1, images=2)
+    with SourceBatch(paths) as sources:
+        low, shapes, _ = sources.thumbnails(16)
+        for _ in range(3):
+            output = model(torch.from_numpy(low).movedim(-1, 1), sources, low_shapes=torch.from_numpy(shapes))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(output.features), torch.tensor([0, 1, 0])).backward()
+            optimizer.step()
+    if monitor is not None:
+        monitor.remove()
+    return [*parameters, *model.buffers(), torch.random.get_rng_state()]
+
+
+def test_training_on_sources_is_the_same_bit_by_bit(tmp_path):
+    paths, _ = saved(tmp_path, [(64, 40), (96, 80), (40, 96)])
+    alone, watched = train_on_sources(paths), train_on_sources(paths, tmp_path / "run")
+    assert len(lines(tmp_path / "run")) == 3
+    assert all(torch.equal(a, b) for a, b in zip(alone, watched, strict=True))
 
 
 # ---- warnings ----

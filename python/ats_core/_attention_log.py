@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -129,16 +129,18 @@ class Look:
     """What a monitor saw at one step: B images of a batch, some of which, b, were looked at R times.
 
     Attributes:
-        attention: (B, *grid).
-        images: b full-resolution images (*spatial, C), channels-last views that `to_numpy` turns into arrays.
-        patch_size: D sizes.
+        attention: (B, *grid), or B maps of different sizes.
+        images: b images to draw (*spatial, C), of full resolution or less (`zoom`), channels-last views that `to_numpy`
+            turns into arrays.
+        patch_size: D sizes, in the pixels that patches are cut from.
         margin: D widths, as for `plot.overlay`.
         origins, probabilities, patches: (b, n, D), (b, n) and (b, n, [S,] *patch, C): of one of the R looks.
         coefficients: (b * R, n), the estimator's.
         estimates: (b, R, ...).
+        zoom: (b, D), how many of a pixel that patches are cut from an image shows; None: 1.
     """
 
-    attention: Array
+    attention: Sequence[Array]
     images: Sequence[Any]
     patch_size: Sequence[int]
     margin: Sequence[float]
@@ -148,6 +150,15 @@ class Look:
     coefficients: Array
     estimates: Array
     to_numpy: Callable[[Any], Any] = np.asarray
+    zoom: Array | None = None
+
+    def statistics(self) -> AttentionStatistics:
+        if isinstance(self.attention, np.ndarray):
+            return attention_statistics(self.attention)
+        each = [attention_statistics(one[None]) for one in self.attention]
+        return AttentionStatistics(
+            **{field.name: np.concatenate([getattr(one, field.name) for one in each]) for field in fields(each[0])}
+        )
 
     def numbers(self, statistics: AttentionStatistics) -> dict[str, float]:
         return {
@@ -158,12 +169,13 @@ class Look:
 
     def pictures(self) -> dict[str, plot.Picture]:
         limits = float(self.probabilities.min()), float(self.probabilities.max())
+        zoom = np.ones((len(self.images), len(self.patch_size))) if self.zoom is None else self.zoom
         overlays = [
             plot.overlay(
                 image,
                 self.attention[i],
-                self.origins[i],
-                self.patch_size,
+                self.origins[i] * zoom[i],
+                list(self.patch_size * zoom[i]),
                 self.probabilities[i],
                 margin=self.margin,
                 probability_limits=limits,
@@ -203,7 +215,7 @@ class AttentionLog:
 
     def write(self, step: int, look: Look) -> None:
         """Write the files of a step, then warn if attention is collapsed."""
-        statistics = attention_statistics(look.attention)
+        statistics = look.statistics()
         self.folder.write(step, look.numbers(statistics), look.pictures())
         for kind in self._detector.update(statistics):
             if kind not in self._warned:

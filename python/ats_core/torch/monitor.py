@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ats_core._attention_log import SEEDS, AttentionLog, Look, at_least
 from ats_core.diagnostics import CELL, EDGE, WINDOW, CollapseDetector
+from ats_core.sources import SourceBatch
 
 from .functional import estimator_arrays
 from .modules import AttentionSampling, Image
@@ -35,6 +36,9 @@ class AttentionMonitor:
     gradients, with the feature network in eval mode and buffers that are copies, with random numbers of its own and
     without the cache of autocast: training goes on with the same bits as without a monitor. (Forward hooks of the
     feature network's own are called in these passes too.)
+
+    Of a `SourceBatch` the thumbnails x_low are drawn. The patches of a look are read from the files, draws * images *
+    n_patches of them; attention on the padding of thumbnails is left out.
 
     Files in `folder`: statistics.jsonl (a line a step), overlay_<step>.png, patches_<step>.png and
     events.out.tfevents.* for TensorBoard. A folder that was written before is gone on with: steps are counted on, lines
@@ -143,17 +147,20 @@ class _Hook:
         if not distributed or torch.distributed.get_rank() == 0:
             self._log.write(step, look)
 
-    def _look(self, sampling: AttentionSampling, step: int, attention: Tensor, x_low: Tensor, x_high: Image) -> Look:
-        some: Any = _first(self._images, x_high)
-        finest = some if isinstance(some, Tensor) else some[0]
+    def _look(
+        self, sampling: AttentionSampling, step: int, attention: Tensor, x_low: Tensor, x_high: Image, low_shapes: Any
+    ) -> Look:
+        some = _first(self._images, x_high)
+        shapes = None if low_shapes is None else low_shapes[: self._images]
         attention_of_some = attention[: self._images]
-        batch, low = len(finest), x_low.shape[2:]
+        batch, low = len(attention_of_some), x_low.shape[2:]
         axes = len(low)
         draws, estimates = [], []
         with _undisturbed(sampling.feature, attention.device) as feature:
             for draw in range(self._draws):
                 # Streams of no other look, nor of training, and nothing of PyTorch's generator.
-                seen = sampling.sampler(attention_of_some, some, low_shape=low, rng=(SEEDS + step, draw * batch))
+                rng = SEEDS + step, draw * batch
+                seen = sampling.sampler(attention_of_some, some, low_shape=low, low_shapes=shapes, rng=rng)
                 flat = seen.patches.flatten(0, 1)
                 features = feature(flat.flatten(1, flat.dim() - 1 - axes)).unflatten(0, (batch, -1))
                 estimates.append(sampling.expectation(features, seen.attention, seen.threshold))
@@ -161,17 +168,26 @@ class _Hook:
             probabilities, thresholds = map(torch.cat, zip(*draws, strict=True))
             coefficients, _ = estimator_arrays(probabilities, sampling.expectation.estimator, threshold=thresholds)
         fields = _sizes(sampling.sampler.receptive_field, axes)
+        shown: dict[str, Any]
+        if is_sources(x_high):
+            shown = _thumbnails(attention, x_low, x_high, low_shapes, fields, batch)
+        else:
+            finest = some if isinstance(some, Tensor) else some[0]
+            pixels = zip(fields, finest.shape[2:], low, strict=True)
+            shown = {
+                "attention": _to_numpy(attention),
+                "images": list(finest.movedim(1, -1)),
+                "margin": [field / 2 * high / size for field, high, size in pixels],
+            }
         return Look(
-            attention=_to_numpy(attention),
-            images=list(finest.movedim(1, -1)),
             patch_size=_sizes(sampling.sampler.patch_size, axes),
-            margin=[field / 2 * high / size for field, high, size in zip(fields, finest.shape[2:], low, strict=True)],
             origins=_to_numpy(seen.origins),
             probabilities=_to_numpy(seen.attention),
             patches=_to_numpy(seen.patches.movedim(-axes - 1, -1)),
             coefficients=_to_numpy(coefficients),
             estimates=_to_numpy(torch.stack(estimates, 1)),
             to_numpy=_to_numpy,
+            **shown,
         )
 
 
@@ -220,15 +236,40 @@ def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[Any]:
                 module.training = mode
 
 
-def _inputs(x_low: Tensor, x_high: Image, rng: Any = None, low_shapes: Any = None) -> tuple[Tensor, Image]:
+def _inputs(x_low: Tensor, x_high: Image, rng: Any = None, low_shapes: Any = None) -> tuple[Tensor, Image, Any]:
     """Of the arguments of `AttentionSampling.forward`."""
-    if not isinstance(x_high, Tensor) and is_sources(x_high):
-        raise TypeError("x_high: AttentionMonitor shows images in memory, and none that are read from sources")
-    return x_low, x_high
+    return x_low, x_high, low_shapes
 
 
-def _first(n: int, images: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+def _first(n: int, images: Any) -> Any:
+    if isinstance(images, SourceBatch):
+        return images[:n]
     return images[:n].detach() if isinstance(images, Tensor) else [level[:n].detach() for level in images]
+
+
+def _thumbnails(
+    attention: Tensor, x_low: Tensor, sources: SourceBatch, low_shapes: Any, fields: Sequence[int], some: int
+) -> dict[str, Any]:
+    """Of a `Look`: maps and images without what is padding only."""
+    grid, low = attention.shape[1:], tuple(x_low.shape[2:])
+    valid = np.asarray([low] * len(sources) if low_shapes is None else _to_numpy(torch.as_tensor(low_shapes)))
+    mask = sources.low_mask(tuple(grid), low_shape=low, low_shapes=valid, receptive_field=fields)
+    cells = [[int(there.any(tuple({*range(len(low))} - {axis})).sum()) for axis in range(len(low))] for there in mask]
+    maps, images = [], []
+    for row, counts in enumerate(cells):
+        maps.append(_to_numpy(attention[(row, *map(slice, counts))]))
+        if row < some:  # as far as the cells reach
+            ends = [
+                round(field + n * (size - field) / of)
+                for n, of, size, field in zip(counts, grid, low, fields, strict=True)
+            ]
+            images.append(x_low[(row, slice(None), *map(slice, ends))].detach().movedim(0, -1))
+    return {
+        "attention": maps,
+        "images": images,
+        "margin": [field / 2 for field in fields],
+        "zoom": (valid / sources.shapes)[:some],
+    }
 
 
 def _device(module: nn.Module) -> torch.device | None:
