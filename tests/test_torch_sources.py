@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -361,6 +362,65 @@ def test_a_compiled_module():
         torch.testing.assert_close(found.features, expected[0])
 
 
+# ---- reading ahead ----
+
+
+def test_prefetch_gives_what_a_loop_gives():
+    images = [pixels((*shape, 3), seed=seed) for seed, shape in enumerate(SHAPES)] * 3
+    dataset = ats.SourceDataset(images, downsample=4)
+    loader = DataLoader(dataset, 2, collate_fn=ats.collate_sources)
+    model = network(dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def predict(numbered):
+        number, batch = numbered
+        return model(batch.x_low / 255, batch.sources, low_shapes=batch.low_shapes, rng=(7, 2 * number))
+
+    expected = [predict(numbered) for numbered in enumerate(loader)]
+    for ahead in (1, 3, 99):
+        found = list(ats.prefetch(predict, enumerate(loader), ahead=ahead))
+        assert [number for (number, _), _ in found] == list(range(5))
+        for (_, output), wanted in zip(found, expected, strict=True):
+            assert_equal(output, wanted)
+
+
+def test_prefetch_runs_ahead_so_far_and_not_farther():
+    taken, called = [], [threading.Event() for _ in range(6)]
+
+    def batches():
+        for number in range(6):
+            taken.append(number)
+            yield number
+
+    def function(number):
+        called[number].set()
+        assert called[min(number + 1, 5)].wait(60)  # the next one is under way
+        return 10 * number
+
+    for number, result in ats.prefetch(function, batches()):
+        assert result == 10 * number and len(taken) <= number + 2
+    assert list(ats.prefetch(len, [])) == []
+
+
+def test_prefetch_raises_in_turn():
+    def function(number):
+        if number == 2:
+            raise SourceError("broken")
+        return number
+
+    results = ats.prefetch(function, range(9))
+    assert [next(results), next(results)] == [(0, 0), (1, 1)]
+    with pytest.raises(SourceError, match="broken"):
+        next(results)
+    half = ats.prefetch(function, range(9))
+    next(half)
+    half.close()
+    with pytest.raises(ValueError, match="ahead: must be at least 1, got 0"):
+        ats.prefetch(function, [], ahead=0)
+    with pytest.raises(TypeError, match="ahead: must be an integer"):
+        ats.prefetch(function, [], ahead=1.5)
+
+
 # ---- errors ----
 
 
@@ -397,6 +457,3 @@ def test_bad_input():
             sources.patch_origins([[0]], (2, 2), 4)
         with pytest.raises(ValueError, match="image: must be 1 sources"):
             ats.extract_patches(sources, torch.zeros(1, 1, 2).long(), 4)
-        wide = ats.AttentionMonitor(model, "unused", images=1)
-        with wide, pytest.raises(TypeError, match="x_high: AttentionMonitor shows images in memory"):
-            model(low, sources)

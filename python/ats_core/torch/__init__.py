@@ -37,6 +37,7 @@ from .modules import (
 from .monitor import AttentionMonitor
 from .nested import NestedSamples, nested_expectation, nested_origins, nested_sample
 from .normalize import Normalize
+from .prefetch import prefetch
 from .sources import SourceDataset, SourceItems, collate_sources
 from .tiled import TiledAttention, tiled_attention
 
@@ -65,6 +66,7 @@ __all__ = [
     "nested_origins",
     "nested_sample",
     "patch_origins",
+    "prefetch",
     "sample",
     "tiled_attention",
     "topk",
