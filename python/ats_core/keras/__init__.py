@@ -17,6 +17,8 @@ from .layers import ActivityRegularizer, L2Normalize, ResizeImages, SampleSoftma
 from .monitor import AttentionMonitor
 from .regularizers import MultinomialEntropy, multinomial_entropy
 from .sampling import Expectation, SamplePatches
+from .source_data import SourceDataset
+from .sources import SourceInput
 from .training import Batcher, DataTransform, LambdaTransform, compose_sequences
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "ResizeImages",
     "SamplePatches",
     "SampleSoftmax",
+    "SourceDataset",
+    "SourceInput",
     "TotalReshape",
     "attention_sampling",
     "compose_sequences",

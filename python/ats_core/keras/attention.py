@@ -11,7 +11,9 @@ from . import ops
 from ._arguments import Sizes, to_channel_axis, to_data_format
 from .functional import is_symbolic
 from .layers import ActivityRegularizer, TotalReshape
-from .sampling import Expectation, SamplePatches, check_images, to_unbiased
+from .masking import MaskAttention
+from .sampling import Expectation, SamplePatches, check_inputs, to_unbiased
+from .sources import with_handles
 
 Network = Callable[[Any], Any]
 
@@ -47,10 +49,15 @@ class AttentionSampling(keras.layers.Layer):
 
     Call:
         [x_low, x_high]: (B, *low, C), (B, *high, C). rng: as for `SamplePatches`.
+        Or [x_low, handles], [x_low, handles, low_shapes]: sources of different sizes in place of x_high, of which only
+        the sampled patches are read: (B,) int64 (`SourceInput`, `to_handles`), or, eagerly, a `SourceBatch`. x_low are
+        their thumbnails, padded at the end to one size, and low_shapes (B, D) the sizes without padding. Cells of the
+        padding get weight 0, and the others are divided by their sum: what is estimated is the mean over the cells of
+        each source. Patches get no gradient, and have the channels of x_low.
 
     Returns:
-        [features, attention, patches]: the expected features (B, ...), the attention layer's output, and the patches
-        that were looked at, as `SamplePatches` returns them.
+        [features, attention, patches]: the expected features (B, ...), the attention layer's output (with low_shapes
+        (B, *grid), without the cells of padding), and the patches that were looked at, as `SamplePatches` returns them.
 
     Raises:
         ValueError: an unknown or biased estimator; "iid" without replace=True or the other way round; options that
@@ -122,6 +129,7 @@ class AttentionSampling(keras.layers.Layer):
             dtype=self.dtype_policy,
             name=part("sample_patches"),
         )
+        self.masking = MaskAttention(receptive_field, data_format=self.data_format, name=part("mask_attention"))
         self.regularizer = (
             None
             if attention_regularizer is None
@@ -130,6 +138,7 @@ class AttentionSampling(keras.layers.Layer):
         self.supports_jit = False
 
     def __call__(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:
+        inputs = with_handles(inputs)
         if not is_symbolic(*keras.tree.flatten(inputs)):
             told = {} if training is None else {"training": training}  # None would hide what the outer model is told
             outputs: list[Any] = super().__call__(inputs, rng=rng, **told)
@@ -143,14 +152,16 @@ class AttentionSampling(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:  # Keras passes training on
-        if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
-            raise ValueError(f"inputs: must be [x_low, x_high], got {inputs!r}")
-        x_low, x_high = inputs
-        check_images(x_low, x_high, to_channel_axis(self.data_format))
+        if not isinstance(inputs, (list, tuple)) or len(inputs) not in (2, 3):
+            raise ValueError(f"inputs: must be [x_low, x_high], or low_shapes too after sources, got {inputs!r}")
+        x_low, x_high, *low_shapes = inputs
+        check_inputs(x_low, x_high, low_shapes[0] if low_shapes else None, to_channel_axis(self.data_format))
         attention = self.attention(x_low)
+        if low_shapes:
+            attention = self.masking([x_low, x_high, attention, *low_shapes])
         if self.regularizer is not None:
             attention = self.regularizer(attention)
-        patches, probabilities, *more = self.sampler([x_low, x_high, attention], rng=rng)
+        patches, probabilities, *more = self.sampler([x_low, x_high, attention, *low_shapes], rng=rng)
         features = self._look_at(patches, len(x_low.shape) - 2)
         threshold = more[2:]  # after the indices and the origins
         return [self.expectation([features, probabilities, *threshold]), attention, patches]

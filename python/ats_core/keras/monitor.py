@@ -257,7 +257,9 @@ def _watch_layers(model: Any, images: Any, streams: Iterator[tuple[int, int]]) -
 
 
 def _to_probe(layer: SamplePatches, inputs: Any, outputs: Any, estimator: str, features: Any) -> Probe:
-    x_low, x_high, attention = inputs
+    x_low, x_high, attention, *_ = inputs
+    if len(x_high.shape) == 1:
+        raise TypeError("x_high: AttentionMonitor shows images in memory; give a probe, a function images -> Probe")
     patches, probabilities, _, origins, threshold = outputs
     first = layer.data_format == "channels_first"
     axes = len(x_low.shape) - 2

@@ -10,9 +10,14 @@ from typing import Any
 
 import keras
 
+from ats_core.sources import from_handles
+from ats_core.sources import patches as _patches
+
 ON_TORCH = keras.config.backend() == "torch"
 _framework: Any = importlib.import_module("torch" if ON_TORCH else "tensorflow")
 _functions: Any = importlib.import_module("ats_core.torch" if ON_TORCH else "ats_core.tensorflow")
+
+_sources: Any = importlib.import_module(f"{_functions.__name__}.sources")
 
 patch_origins = _functions.patch_origins
 expectation = _functions.expectation
@@ -37,6 +42,64 @@ def extract_patches(image: Any, origins: Any, patch_size: Any, *, dtype: str | N
     options = {"data_format": "channels_last", **options}
     dtype = None if dtype is None else getattr(_framework, dtype)
     return _functions.extract_patches(image, origins, patch_size, dtype=dtype, **options)
+
+
+# With handles of sources in place of images:
+
+
+def mask_cells(handles: Any, grid: Any, low_shape: Any, low_shapes: Any, field: Any, n: int) -> Any:
+    """Which cells lie on the thumbnails, bool (B, *grid); at least n are left a row."""
+    if not ON_TORCH:
+        mask = _sources.mask_cells(handles, grid, low_shape, low_shapes, field, n)
+        mask.set_shape((handles.shape[0], *_known(grid)))
+        return mask
+    if handles.is_meta:
+        return _framework.ones((len(handles), *grid), dtype=_framework.bool, device="meta")
+    sources = _to_sources(handles, len(low_shapes), len(grid))
+    mask = _patches.mask_cells(sources, grid, low_shape, low_shapes.cpu().numpy(), field, n)
+    return _framework.from_numpy(mask).to(handles.device)
+
+
+def locate_cells(
+    indices: Any, handles: Any, grid: Any, patch_size: Any, low_shape: Any, low_shapes: Any, field: Any
+) -> Any:
+    """`SourceBatch.patch_origins`, (B, n, D)."""
+    if not ON_TORCH:
+        origins = _sources.locate_cells(indices, handles, grid, patch_size, low_shape, low_shapes, field)
+        origins.set_shape((*indices.shape, len(patch_size)))
+        return origins
+    if handles.is_meta:
+        return indices.new_empty((*indices.shape, len(patch_size)))
+    sources = _to_sources(handles, len(indices), len(patch_size))
+    return _sources.locate_cells(indices, sources, grid, patch_size, low_shape, low_shapes, field)
+
+
+def read_patches(handles: Any, origins: Any, patch_size: Any, channels: int | None, *, dtype: str, **options: Any) -> Any:
+    """`extract_patches` from sources with this number of channels."""
+    shape = [*patch_size]
+    shape.insert(0 if options["data_format"] == "channels_first" else len(shape), channels)
+    if options["scales"] is not None:
+        shape.insert(0, len(options["scales"]))
+    if not ON_TORCH:
+        patches = _sources.read_patches(handles, origins, patch_size, channels, dtype=dtype, **options)
+        patches.set_shape((*origins.shape[:2], *shape))
+        return patches
+    dtype = getattr(_framework, dtype)
+    if handles.is_meta:
+        return _framework.empty((*origins.shape[:2], *shape), dtype=dtype, device="meta")
+    sources = _to_sources(handles, *origins.shape[::2])
+    _patches.check_channels(sources, channels)
+    return _functions.extract_patches(sources, origins, patch_size, dtype=dtype, **options)
+
+
+def _to_sources(handles: Any, batch: int, axes: int) -> Any:
+    sources = from_handles(handles.cpu().numpy())
+    _patches.check_sources("x_high", sources, batch, axes)
+    return sources
+
+
+def _known(sizes: Any) -> tuple[int | None, ...]:
+    return (None,) * sizes.shape[0] if keras.ops.is_tensor(sizes) else tuple(sizes)
 
 
 def is_torch_export() -> bool:

@@ -5,6 +5,7 @@ Source: Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -29,6 +30,7 @@ from ._arguments import (
 )
 from ._random import RandomLayer
 from .layers import at_least_float32
+from .sources import are_handles, mask_padding, with_handles
 
 INFERENCE = ("sample", "topk")
 
@@ -46,6 +48,21 @@ def check_images(x_low: Any, x_high: Any, channel_axis: int, names: tuple[str, s
             f"{names[1]}: is smaller than {names[0]} on every axis, {tuple(spatial[1])} and {tuple(spatial[0])}: are the "
             "two in the right order?"
         )
+
+
+def check_inputs(x_low: Any, x_high: Any, low_shapes: Any, channel_axis: int) -> bool:
+    """`check_images`, or the same of sources; whether x_high are handles of sources."""
+    if are_handles(x_high):
+        low, shapes = ops.known_shape(x_low), None if low_shapes is None else ops.known_shape(low_shapes)
+        if not 3 <= len(low) <= 5:
+            raise ValueError(f"x_low: must have a batch axis, channels and 1 to 3 spatial axes, got {low}")
+        if shapes is not None and (len(shapes) != 2 or shapes[1] not in (None, len(low) - 2)):
+            raise ValueError(f"low_shapes: must be (B, {len(low) - 2}), got {shapes}")
+        return True
+    check_images(x_low, x_high, channel_axis)
+    if low_shapes is not None:
+        raise ValueError("low_shapes: is for sources in place of x_high; the images of a tensor have one size")
+    return False
 
 
 def has_channels(attention: Any, x_low: Any, channel_axis: int) -> bool:
@@ -103,7 +120,9 @@ class SamplePatches(RandomLayer):
     Call:
         [x_low, x_high, attention]: (B, *low, C), (B, *high, C) of any dtype of `ats_core.extract_patches`, and
         (B, *grid) floating, which may have a channel axis of size 1; a distribution or any other weights. With
-        channels_first C stands behind B.
+        channels_first C stands behind B. In place of x_high sources may be given, of which only the patches are read:
+        handles (`SourceInput`) or, eagerly, a `SourceBatch`. Then low_shapes, integers (B, D), may follow: the sizes of
+        thumbnails without their padding, whose cells are not drawn (`SourceBatch.low_mask`).
         rng: overrides the layer's own random numbers: a seed, (seed, offset), or an int64 tensor of these two. Row b
         draws from stream (seed, offset + b): the same cells as any other framework.
 
@@ -152,11 +171,21 @@ class SamplePatches(RandomLayer):
     def _channel_axis(self) -> int:
         return to_channel_axis(self.data_format)
 
+    def __call__(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:
+        told = {} if training is None else {"training": training}  # None would hide what the outer model is told
+        outputs: list[Any] = super().__call__(with_handles(inputs), rng=rng, **told)
+        return outputs
+
     def call(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:
-        x_low, x_high, attention = self._unpack(inputs)
-        check_images(x_low, x_high, self._channel_axis)
+        x_low, x_high, attention, low_shapes = self._unpack(inputs)
+        from_sources = check_inputs(x_low, x_high, low_shapes, self._channel_axis)
         if has_channels(attention, x_low, self._channel_axis):
             attention = keras.ops.squeeze(attention, self._channel_axis)
+        if low_shapes is not None:
+            attention, _ = mask_padding(
+                attention, x_low, x_high, low_shapes, self.receptive_field, self._channel_axis,
+                least=1 if self.replace else self.n_patches, nothing=-math.inf if self.use_logits else 0.0,
+            )  # fmt: skip
         if self.inference == "topk" and not training:
             draws = ops.topk(attention, self.n_patches, logits=self.use_logits, validate=self.validate)
         else:
@@ -170,33 +199,38 @@ class SamplePatches(RandomLayer):
             )
         axes = len(x_low.shape) - 2
         patch_size = to_axes("patch_size", self.patch_size, axes)
-        origins = ops.patch_origins(
-            draws.indices,
-            ops.spatial_shape(attention, None),
-            ops.spatial_shape(x_high, self._channel_axis),
-            patch_size,
-            low_shape=ops.spatial_shape(x_low, self._channel_axis),
-            receptive_field=to_axes("receptive_field", self.receptive_field, axes),
-        )
-        patches = ops.extract_patches(
-            x_high, origins, patch_size, dtype=self.compute_dtype, data_format=self.data_format, **self.extraction
-        )
+        field = to_axes("receptive_field", self.receptive_field, axes)
+        grid, low_shape = ops.spatial_shape(attention, None), ops.spatial_shape(x_low, self._channel_axis)
+        options = {"dtype": self.compute_dtype, "data_format": self.data_format, **self.extraction}
+        if from_sources:
+            origins = ops.locate_cells(draws.indices, x_high, grid, patch_size, low_shape, low_shapes, field)
+            channels = ops.known_shape(x_low)[self._channel_axis]
+            patches = ops.read_patches(x_high, origins, patch_size, channels, **options)
+        else:
+            image_shape = ops.spatial_shape(x_high, self._channel_axis)
+            origins = ops.patch_origins(
+                draws.indices, grid, image_shape, patch_size, low_shape=low_shape, receptive_field=field
+            )
+            patches = ops.extract_patches(x_high, origins, patch_size, **options)
         more = [draws.indices, origins, draws.threshold] if self.details else []
         return [patches, draws.attention, *more]
 
     @staticmethod
     def _unpack(inputs: Any) -> Any:
-        if not isinstance(inputs, (list, tuple)) or len(inputs) != 3:
-            raise ValueError(f"inputs: must be [x_low, x_high, attention], got {inputs!r}")
-        return inputs
+        if not isinstance(inputs, (list, tuple)) or len(inputs) not in (3, 4):
+            raise ValueError(
+                f"inputs: must be [x_low, x_high, attention], or low_shapes too after sources, got {inputs!r}"
+            )
+        return [*inputs, None][:4]
 
     def compute_output_spec(self, inputs: Any, rng: Any = None, training: bool | None = None) -> list[Any]:
-        x_low, x_high, attention = self._unpack(inputs)
-        check_images(x_low, x_high, self._channel_axis)
+        x_low, x_high, attention, low_shapes = self._unpack(inputs)
+        from_sources = check_inputs(x_low, x_high, low_shapes, self._channel_axis)
         has_channels(attention, x_low, self._channel_axis)
-        batch, axes = x_high.shape[0], len(x_high.shape) - 2
+        batch, axes = x_high.shape[0], len(x_low.shape) - 2
         patch = list(to_axes("patch_size", self.patch_size, axes))
-        patch.insert(0 if self.data_format == "channels_first" else axes, x_high.shape[self._channel_axis])
+        channels = (x_low if from_sources else x_high).shape[self._channel_axis]
+        patch.insert(0 if self.data_format == "channels_first" else axes, channels)
         scales = self.extraction["scales"]
         shape = (batch, self.n_patches, *(() if scales is None else (len(scales),)), *patch)
         real = "float64" if attention.dtype == "float64" else "float32"

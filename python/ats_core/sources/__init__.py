@@ -11,6 +11,7 @@ from ats_core.sources.errors import SourceError
 from ats_core.sources.finding import find_sources
 from ats_core.sources.function import FunctionSource
 from ats_core.sources.opening import open_source
+from ats_core.sources.registry import from_handles, to_handles
 from ats_core.sources.source import Level, Source, Statistics
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "SourceError",
     "Statistics",
     "find_sources",
+    "from_handles",
     "get_cache_size",
     "open_source",
     "set_cache_size",
+    "to_handles",
 ]

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ats_core._arguments import Array
-from ats_core.sources import Source, SourceBatch, open_source
-from ats_core.sources.batch import to_level
+from ats_core.sources import Source, SourceBatch, open_source, patches
 from ats_core.sources.padding import to_pixel
 from ats_core.sources.thumbnails import check_one
 
@@ -105,13 +104,7 @@ def is_sources(value: object) -> TypeGuard[SourceBatch]:
     return isinstance(value, SourceBatch)
 
 
-@torch.compiler.disable
-def check_sources(name: str, sources: SourceBatch, batch: int, axes: int) -> None:
-    if len(sources) != batch or len(sources.axes) != axes:
-        raise ValueError(
-            f"{name}: must be {batch} sources with {axes} axes, as attention has rows and axes, got {len(sources)} with "
-            f"{len(sources.axes)} ({sources.axes})"
-        )
+check_sources = torch.compiler.disable(patches.check_sources)
 
 
 def _to_array(low_shapes: Tensor | ArrayLike | None) -> ArrayLike | None:
@@ -125,16 +118,7 @@ def mask_cells(
     """`attention` with zeros where thumbnails were padded; itself where none was. At least n cells are left a row."""
     if low_shapes is None:
         return attention
-    mask = sources.low_mask(
-        tuple(attention.shape[1:]),
-        low_shape=low_shape,
-        low_shapes=_to_array(low_shapes),
-        receptive_field=field,
-    )
-    cells = mask.reshape(len(mask), -1).sum(1)
-    if cells.min() < n:
-        row = int(cells.argmin())
-        raise ValueError(f"n_patches: {n} cells cannot be drawn from the {cells[row]} of {sources[row].name}")
+    mask = patches.mask_cells(sources, tuple(attention.shape[1:]), low_shape, _to_array(low_shapes), field, n)
     if mask.all():
         return attention
     # No product: what is not finite out there must not come in, neither forward nor backward.
@@ -172,29 +156,10 @@ def read_pixels(
     padding: str,
     fill: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Patches as they are in the sources, (B, n, S, *patch, C), on the device of `origins`.
-
-    And, where `fill` is no value of the sources' dtype, which of their pixels lie outside, (B, n, S, *patch).
-    """
-    places = origins.detach().cpu().numpy()
-    levels = sources.levels_of(scales or [1])
-    pixels = torch.from_numpy(sources.read_patches(places, patch, scales=scales or [1], padding=padding, fill=fill))
-    outside = None
-    if padding == "constant" and float(to_pixel(sources.dtype, padding, fill)) != fill:
-        outside = torch.from_numpy(_outside(sources, places, patch, levels)).to(origins.device)
+    """`patches.read_pixels`, on the device of `origins`."""
+    array, beyond = patches.read_pixels(sources, origins.detach().cpu().numpy(), patch, scales, padding, fill)
+    pixels = torch.from_numpy(array)
+    outside = None if beyond is None else torch.from_numpy(beyond).to(origins.device)
     if origins.is_cuda:
         return pixels.pin_memory().to(origins.device, non_blocking=True), outside
     return pixels.to(origins.device), outside
-
-
-def _outside(sources: SourceBatch, origins: Array, patch: Sequence[int], levels: Array) -> Array:
-    out = np.zeros((*origins.shape[:2], levels.shape[1], *patch), np.bool_)
-    for row, source in enumerate(sources):
-        for column, level in enumerate(levels[row].tolist()):
-            places = to_level(origins[row : row + 1], patch, source, level)[0]
-            for axis, (size, length) in enumerate(zip(patch, source.levels[level].shape, strict=True)):
-                index = places[:, axis, None] + np.arange(size)
-                shape = [len(index), *(1,) * len(patch)]
-                shape[axis + 1] = size
-                out[row, :, column] |= ((index < 0) | (index >= length)).reshape(shape)
-    return out
