@@ -36,7 +36,7 @@ def load_model(settings: Settings) -> Model:
     if Path(settings.model).suffix in (".keras", ".h5", ".hdf5"):
         from ats_core.attend.keras_model import KerasModel
 
-        return KerasModel(settings)
+        return KerasModel.load(settings)
     from ats_core.attend.torch_model import TorchModel
 
     return TorchModel.load(settings)

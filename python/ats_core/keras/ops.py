@@ -44,7 +44,7 @@ def extract_patches(image: Any, origins: Any, patch_size: Any, *, dtype: str | N
     return _functions.extract_patches(image, origins, patch_size, dtype=dtype, **options)
 
 
-# With handles of sources in place of images:
+# With handles of sources in place of images. (On PyTorch's meta device Keras asks for shapes only.)
 
 
 def mask_cells(handles: Any, grid: Any, low_shape: Any, low_shapes: Any, field: Any, n: int) -> Any:
@@ -68,7 +68,7 @@ def locate_cells(
         origins = _sources.locate_cells(indices, handles, grid, patch_size, low_shape, low_shapes, field)
         origins.set_shape((*indices.shape, len(patch_size)))
         return origins
-    if handles.is_meta:
+    if indices.is_meta:
         return indices.new_empty((*indices.shape, len(patch_size)))
     sources = _to_sources(handles, len(indices), len(patch_size))
     return _sources.locate_cells(indices, sources, grid, patch_size, low_shape, low_shapes, field)
@@ -85,7 +85,7 @@ def read_patches(handles: Any, origins: Any, patch_size: Any, channels: int | No
         patches.set_shape((*origins.shape[:2], *shape))
         return patches
     dtype = getattr(_framework, dtype)
-    if handles.is_meta:
+    if origins.is_meta:
         return _framework.empty((*origins.shape[:2], *shape), dtype=dtype, device="meta")
     sources = _to_sources(handles, *origins.shape[::2])
     _patches.check_channels(sources, channels)
