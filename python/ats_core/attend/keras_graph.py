@@ -64,7 +64,10 @@ def over_sources(model: Any, sampler: SamplePatches) -> Any:
             f"goes into {', '.join(map(repr, names)) or 'nothing else'}"
         )
     channel_axis = 1 if sampler.data_format == "channels_first" else -1
-    if not len(low.shape) == len(x_low.shape) == len(x_high.shape) or x_low.shape[channel_axis] != x_high.shape[channel_axis]:
+    if (
+        not len(low.shape) == len(x_low.shape) == len(x_high.shape)
+        or x_low.shape[channel_axis] != x_high.shape[channel_axis]
+    ):
         raise ModelError(f"model: x_low must have the channels of x_high, {x_high.shape}, has {x_low.shape}")
     feeds = [keras.Input(low.shape[1:], dtype=low.dtype, name="x_low"), SourceInput("x_high")]
     cut = keras.Model([low, x_high], model.output)  # fed with x_low where it was computed

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import ats_core.keras  # first: it says what is wrong with Keras's backend  # isort: skip
 import keras
 import numpy as np
 
@@ -45,7 +44,7 @@ class KerasModel:
                 raise ModelError(
                     f"model: must have one {kind.__name__} layer, as attention_sampling makes it, has {len(members)}"
                 )
-        (self._sampler,), (self._expectation,) = found.values()
+        (self._sampler,), (self._expectation,) = found[SamplePatches], found[Expectation]
         self._channel_axis = 1 if self._sampler.data_format == "channels_first" else -1
         self._model = over_sources(model, self._sampler)
         self._inputs = _Inputs(self._model)
@@ -111,7 +110,11 @@ class KerasModel:
         wanted, own = self._low_shape, thumbnail.shape[:-1]
         if wanted is None or wanted == own:
             return thumbnail
-        if self._inputs.shapes is None or len(wanted) != len(own) or any(a > b for a, b in zip(own, wanted, strict=True)):
+        if (
+            self._inputs.shapes is None
+            or len(wanted) != len(own)
+            or any(a > b for a, b in zip(own, wanted, strict=True))
+        ):
             raise ModelError(
                 f"model: takes thumbnails of {wanted} pixels, that of {source.name} has {own}. A model whose input has "
                 "the shape (None, None, C) takes any, one that takes low_shapes too takes smaller ones"
@@ -123,7 +126,8 @@ class KerasModel:
     def _call(self, x_low: Array, handles: Array, low_shapes: Array, rng: tuple[int, int]) -> tuple[Any, Any]:
         """What the model returns, and what went into and came out of its `SamplePatches`."""
         sampler, seen = self._sampler, []
-        call, details = sampler.call, sampler.details
+        call: Any = sampler.call
+        details = sampler.details
 
         def sample(inputs: Any, *_: Any, **__: Any) -> list[Any]:
             sampler.details = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +35,7 @@ def load_model(settings: Settings) -> Model:
     if settings.code is not None and settings.code not in sys.path:
         sys.path.append(settings.code)
     if Path(settings.model).suffix in (".keras", ".h5", ".hdf5"):
+        importlib.import_module("ats_core.keras")  # before anything imports keras: it says what its backend lacks
         from ats_core.attend.keras_model import KerasModel
 
         return KerasModel.load(settings)

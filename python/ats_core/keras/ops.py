@@ -74,7 +74,9 @@ def locate_cells(
     return _sources.locate_cells(indices, sources, grid, patch_size, low_shape, low_shapes, field)
 
 
-def read_patches(handles: Any, origins: Any, patch_size: Any, channels: int | None, *, dtype: str, **options: Any) -> Any:
+def read_patches(
+    handles: Any, origins: Any, patch_size: Any, channels: int | None, *, dtype: str, **options: Any
+) -> Any:
     """`extract_patches` from sources with this number of channels."""
     shape = [*patch_size]
     shape.insert(0 if options["data_format"] == "channels_first" else len(shape), channels)

@@ -56,7 +56,9 @@ class SourceDataset(keras.utils.PyDataset):
         **kwargs: Any,
     ) -> None:
         if kwargs.get("use_multiprocessing"):
-            raise ValueError("use_multiprocessing: handles of sources mean nothing in other processes; take workers alone")
+            raise ValueError(
+                "use_multiprocessing: handles of sources mean nothing in other processes; take workers alone"
+            )
         super().__init__(**kwargs)
         if targets is not None and len(targets) != len(sources):
             raise ValueError(f"targets: must be one for each of {len(sources)} sources, got {len(targets)}")
@@ -82,7 +84,9 @@ class SourceDataset(keras.utils.PyDataset):
         batch = SourceBatch(self._open(number) for number in chosen)
         low, shapes, _ = batch.thumbnails(self.size, fill=self._fill)
         whole = to_ints("size", self.size, len(batch.axes))
-        x_low = np.full((len(batch), *whole, batch.channels), to_pixel(batch.dtype, "constant", self._fill), batch.dtype)
+        x_low = np.full(
+            (len(batch), *whole, batch.channels), to_pixel(batch.dtype, "constant", self._fill), batch.dtype
+        )
         x_low[(slice(None), *map(slice, low.shape[1:-1]))] = low
         inputs = np.moveaxis(x_low, -1, to_channel_axis(self._data_format)), to_handles(batch), shapes
         if self.targets is None:
@@ -98,5 +102,7 @@ class SourceDataset(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         self._epoch += 1
         count = len(self.sources)
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(count) if self._shuffle else np.arange(count)
+        order = (
+            np.random.default_rng((self._seed, self._epoch)).permutation(count) if self._shuffle else np.arange(count)
+        )
         self._order = order  # a new array: workers may be reading the old one

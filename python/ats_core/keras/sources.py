@@ -9,7 +9,7 @@ import keras
 from ats_core.sources import SourceBatch, to_handles
 
 from . import ops
-from ._arguments import Sizes, to_axes
+from ._arguments import to_axes
 
 
 def SourceInput(name: str | None = None, batch_size: int | None = None) -> Any:
@@ -44,7 +44,7 @@ def mask_padding(
     x_low: Any,
     handles: Any,
     low_shapes: Any,
-    receptive_field: Sizes,
+    receptive_field: int | tuple[int, ...],
     channel_axis: int,
     *,
     least: int = 1,

@@ -29,7 +29,7 @@ def check_channels(sources: SourceBatch, channels: int | None) -> None:
 
 
 def mask_cells(
-    sources: SourceBatch, grid: Ints, low_shape: Ints | None, low_shapes: ArrayLike, field: Ints, n: int
+    sources: SourceBatch, grid: Ints, low_shape: Ints | None, low_shapes: ArrayLike | None, field: Ints, n: int
 ) -> NDArray[np.bool_]:
     """`SourceBatch.low_mask`, with at least n cells a row."""
     mask = sources.low_mask(grid, low_shape=low_shape, low_shapes=low_shapes, receptive_field=field)

@@ -33,7 +33,13 @@ def mask_cells(handles: Tensor, grid: Any, low_shape: Any, low_shapes: Tensor, f
 
 @plain_python
 def locate_cells(
-    indices: Tensor, handles: Tensor, grid: Any, patch_size: Sizes, low_shape: Any, low_shapes: Tensor | None, field: Sizes
+    indices: Tensor,
+    handles: Tensor,
+    grid: Any,
+    patch_size: Sizes,
+    low_shape: Any,
+    low_shapes: Tensor | None,
+    field: Sizes,
 ) -> Tensor:
     """`SourceBatch.patch_origins`, (B, n, D)."""
 
