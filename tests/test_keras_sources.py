@@ -422,6 +422,8 @@ def test_batches_hold_what_they_say():
         with pytest.raises(IndexError):
             data[2]
     assert SourceDataset(images, (20, 30))[0][0][0].shape == (1, 20, 30, 3)
+    low, _, shapes = SourceDataset(images, downsample=4, batch_size=2)[1][0]
+    assert low.shape == (1, 32, 52, 3) and shapes.tolist() == [[20, 52]]
 
 
 def test_orders_depend_on_seed_and_epoch():
@@ -453,6 +455,8 @@ def test_bad_feeding():
         SourceDataset(images, 8, workers=2, use_multiprocessing=True)
     with pytest.raises(ValueError, match="batch_size: must be at least 1, got 0"):
         SourceDataset(images, 8, batch_size=0)
+    with pytest.raises(TypeError, match="exactly one of size and downsample"):
+        SourceDataset(images)
     with pytest.raises(TypeError, match="size: must be"):
         SourceDataset(images, 8.5)
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from ats_core._arguments import is_single, to_ints
 from ats_core.sources import Source, SourceBatch, open_source, to_handles
 from ats_core.sources.padding import to_pixel
+from ats_core.sources.thumbnails import check_one, thumbnail_shape
 
 from ._arguments import Sizes, to_bool, to_channel_axis, to_count, to_data_format, to_seed
 
@@ -28,7 +29,8 @@ class SourceDataset(keras.utils.PyDataset):
 
     Args:
         sources: sources, or what `open_source` takes. They are opened when a batch with them is first asked for.
-        size: of the thumbnails, as for `Source.thumbnail`. They are padded to this size, a single one on every axis.
+        size, downsample: of the thumbnails, one of them, as for `Source.thumbnail`. They are padded to `size`, a single
+            one on every axis; with `downsample` to the largest of all, for which every source is opened at the first batch.
         targets: one for each source: an array, or a sequence of what NumPy stacks; None: batches are (inputs,).
         batch_size: sources a batch; the last one may be smaller.
         shuffle: take the sources in another order in every epoch, from (seed, epoch) alone.
@@ -40,15 +42,17 @@ class SourceDataset(keras.utils.PyDataset):
 
     Raises:
         ValueError: not as many targets as sources; use_multiprocessing, as handles mean nothing in other processes.
+        TypeError: both or neither of size and downsample.
     """
 
     def __init__(
         self,
         sources: Sequence[Source | str | os.PathLike[str] | ArrayLike],
-        size: Sizes,
+        size: Sizes | None = None,
         targets: Any = None,
         batch_size: SupportsIndex = 1,
         *,
+        downsample: float | Sequence[float] | None = None,
         shuffle: bool = False,
         seed: SupportsIndex | None = None,
         fill: float = 0.0,
@@ -59,11 +63,13 @@ class SourceDataset(keras.utils.PyDataset):
             raise ValueError(
                 "use_multiprocessing: handles of sources mean nothing in other processes; take workers alone"
             )
+        check_one(size, downsample)
         super().__init__(**kwargs)
         if targets is not None and len(targets) != len(sources):
             raise ValueError(f"targets: must be one for each of {len(sources)} sources, got {len(targets)}")
         self.sources, self.targets = sources, targets
-        self.size = size if is_single(size) else tuple(to_ints("size", size))
+        self.size = size if size is None or is_single(size) else tuple(to_ints("size", size))
+        self.downsample = downsample
         self._batch_size = to_count("batch_size", batch_size)
         self._shuffle = to_bool("shuffle", shuffle)
         seed = to_seed(seed)
@@ -71,6 +77,7 @@ class SourceDataset(keras.utils.PyDataset):
         self._fill = fill
         self._data_format = to_data_format(data_format)
         self._opened: dict[int, Source] = {}
+        self._largest: tuple[int, ...] | None = None
         self._epoch = -1
         self.on_epoch_end()
 
@@ -82,8 +89,8 @@ class SourceDataset(keras.utils.PyDataset):
             raise IndexError(f"batch {i} of {len(self)}")
         chosen = self._order[i * self._batch_size : (i + 1) * self._batch_size].tolist()
         batch = SourceBatch(self._open(number) for number in chosen)
-        low, shapes, _ = batch.thumbnails(self.size, fill=self._fill)
-        whole = to_ints("size", self.size, len(batch.axes))
+        low, shapes, _ = batch.thumbnails(self.size, downsample=self.downsample, fill=self._fill)
+        whole = self._low_shape(len(batch.axes))
         x_low = np.full(
             (len(batch), *whole, batch.channels), to_pixel(batch.dtype, "constant", self._fill), batch.dtype
         )
@@ -92,6 +99,15 @@ class SourceDataset(keras.utils.PyDataset):
         if self.targets is None:
             return (inputs,)
         return inputs, np.stack([np.asarray(self.targets[number]) for number in chosen])
+
+    def _low_shape(self, axes: int) -> tuple[int, ...]:
+        """What thumbnails are padded to."""
+        if self.size is not None:
+            return tuple(to_ints("size", self.size, axes))
+        if self._largest is None:
+            shapes = [thumbnail_shape(self._open(i), None, self.downsample) for i in range(len(self.sources))]
+            self._largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+        return self._largest
 
     def _open(self, number: int) -> Source:
         source = self._opened.get(number)

@@ -62,22 +62,29 @@ def _to_factors(downsample: float | Sequence[float], axes: int) -> list[float]:
     return factors
 
 
+def thumbnail_shape(source: Source, size: Ints | None, downsample: float | Sequence[float] | None) -> Shape:
+    """Spatial shape of the thumbnail, which is not read."""
+    return _shape(source, size, downsample)[0]
+
+
+def _shape(source: Source, size: Ints | None, downsample: float | Sequence[float] | None) -> tuple[Shape, int | None]:
+    """And the level that is returned as it is, or None."""
+    check_one(size, downsample)
+    if size is not None:
+        return _by_size(source, size), None
+    assert downsample is not None
+    factors = _to_factors(downsample, len(source.axes))
+    level = level_of(source, factors)
+    if level is not None:
+        return source.levels[level].shape, level
+    return tuple(max(1, round(length / f)) for length, f in zip(source.shape, factors, strict=True)), None
+
+
 def thumbnail(
     source: Source, size: Ints | None, downsample: float | Sequence[float] | None
 ) -> tuple[Array, tuple[float, ...]]:
     """See `Source.thumbnail`."""
-    check_one(size, downsample)
-    level = None
-    if size is not None:
-        shape = _by_size(source, size)
-    else:
-        assert downsample is not None
-        factors = _to_factors(downsample, len(source.axes))
-        level = level_of(source, factors)
-        if level is not None:
-            shape = source.levels[level].shape
-        else:
-            shape = tuple(max(1, round(length / f)) for length, f in zip(source.shape, factors, strict=True))
+    shape, level = _shape(source, size, downsample)
     if level is None:
         large = [
             number
