@@ -69,6 +69,6 @@ def over_sources(model: Any, sampler: SamplePatches) -> Any:
         or x_low.shape[channel_axis] != x_high.shape[channel_axis]
     ):
         raise ModelError(f"model: x_low must have the channels of x_high, {x_high.shape}, has {x_low.shape}")
-    feeds = [keras.Input(low.shape[1:], dtype=low.dtype, name="x_low"), SourceInput("x_high")]
+    feeds = [keras.Input(low.shape[1:], dtype=low.dtype), SourceInput()]
     cut = keras.Model([low, x_high], model.output)  # fed with x_low where it was computed
     return keras.models.clone_model(cut, input_tensors=feeds, clone_function=lambda layer: layer)

@@ -47,17 +47,16 @@ def extract_patches(image: Any, origins: Any, patch_size: Any, *, dtype: str | N
 # With handles of sources in place of images. (On PyTorch's meta device Keras asks for shapes only.)
 
 
-def mask_cells(handles: Any, grid: Any, low_shape: Any, low_shapes: Any, field: Any, n: int) -> Any:
-    """Which cells lie on the thumbnails, bool (B, *grid); at least n are left a row."""
+def mask_cells(attention: Any, handles: Any, low_shape: Any, low_shapes: Any, field: Any, n: int) -> Any:
+    """Which cells lie on the thumbnails, bool (B, *grid) as `attention`; at least n are left a row."""
     if not ON_TORCH:
-        mask = _sources.mask_cells(handles, grid, low_shape, low_shapes, field, n)
-        mask.set_shape((handles.shape[0], *_known(grid)))
-        return mask
-    if handles.is_meta:
-        return _framework.ones((len(handles), *grid), dtype=_framework.bool, device="meta")
-    sources = _to_sources(handles, len(low_shapes), len(grid))
+        return _sources.mask_cells(attention, handles, low_shape, low_shapes, field, n)
+    if attention.is_meta:
+        return _framework.ones_like(attention, dtype=_framework.bool)
+    batch, *grid = attention.shape
+    sources = _to_sources(handles, batch, len(grid))
     mask = _patches.mask_cells(sources, grid, low_shape, low_shapes.cpu().numpy(), field, n)
-    return _framework.from_numpy(mask).to(handles.device)
+    return _framework.from_numpy(mask).to(attention.device)
 
 
 def locate_cells(
@@ -98,10 +97,6 @@ def _to_sources(handles: Any, batch: int, axes: int) -> Any:
     sources = from_handles(handles.cpu().numpy())
     _patches.check_sources("x_high", sources, batch, axes)
     return sources
-
-
-def _known(sizes: Any) -> tuple[int | None, ...]:
-    return (None,) * sizes.shape[0] if keras.ops.is_tensor(sizes) else tuple(sizes)
 
 
 def is_torch_export() -> bool:

@@ -52,8 +52,8 @@ def mask_padding(
 ) -> tuple[Any, Any]:
     """Attention (B, *grid) with `nothing` for the cells of thumbnails' padding, and which cells are none of these."""
     mask = ops.mask_cells(
+        attention,
         handles,
-        ops.spatial_shape(attention, None),
         ops.spatial_shape(x_low, channel_axis),
         low_shapes,
         to_axes("receptive_field", receptive_field, len(x_low.shape) - 2),

@@ -20,15 +20,18 @@ from .functional import extract_patches, plain_python
 
 
 @plain_python
-def mask_cells(handles: Tensor, grid: Any, low_shape: Any, low_shapes: Tensor, field: Sizes, n: int) -> Tensor:
-    """Which cells lie on the thumbnails, bool (B, *grid); at least n are left a row."""
+def mask_cells(attention: Tensor, handles: Tensor, low_shape: Any, low_shapes: Tensor, field: Sizes, n: int) -> Tensor:
+    """Which cells lie on the thumbnails, bool (B, *grid) as `attention`; at least n are left a row."""
 
-    def ask(numbers: Array, cells: Array, low: Array, valid: Array) -> Array:
+    def ask(shape: Array, numbers: Array, low: Array, valid: Array) -> Array:
         sources = from_handles(numbers)
-        of_sources.check_sources("x_high", sources, len(valid), len(cells))
-        return of_sources.mask_cells(sources, cells, low, valid, field, n)
+        of_sources.check_sources("x_high", sources, shape[0], len(shape) - 1)
+        return of_sources.mask_cells(sources, shape[1:], low, valid, field, n)
 
-    return _ask(ask, [handles, grid, low_shape, tf.cast(low_shapes, tf.int64)], tf.bool)
+    shape = tf.shape(attention, tf.int64)
+    mask = _ask(ask, [shape, handles, low_shape, tf.cast(low_shapes, tf.int64)], tf.bool)
+    mask.set_shape(attention.shape)
+    return mask
 
 
 @plain_python
