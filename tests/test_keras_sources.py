@@ -314,6 +314,7 @@ def test_tf_data():
     batches = tf.data.Dataset.from_generator(
         lambda: map(data.__getitem__, range(len(data))), output_signature=signature
     )
+    batches = batches.apply(tf.data.experimental.assert_cardinality(len(data)))
     histories = []
     for fed in (batches.prefetch(2), data):
         net = model()
