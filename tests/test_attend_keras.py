@@ -206,6 +206,8 @@ def test_thumbnails_are_padded_for_a_model_that_takes_their_shapes(stride):
     cells = np.stack(np.unravel_index(padded.indices, padded.attention.shape), -1)
     step = np.array(SHAPE) / low * stride
     np.testing.assert_allclose(padded.origins, cells * step + step / 2 - 4, atol=0.51)
+    with pytest.raises(ModelError, match=r"takes thumbnails of uint8, array .* has uint16"):
+        KerasModel(over_handles(), size=32).attend(open_source(pixels((*SHAPE, 3), "uint16")), (5, 6))
     for net in (over_handles((32, 32)), over_handles((20, 20), low_shapes=True)):
         with pytest.raises(ModelError, match=r"takes thumbnails of .* pixels, that of array .* has \(32, 21\)"):
             KerasModel(net, size=32).attend(open_source(image), (5, 6))

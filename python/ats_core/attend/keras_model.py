@@ -107,6 +107,9 @@ class KerasModel:
 
     def _fit(self, source: Source, thumbnail: Array) -> Array:
         """The thumbnail in the size that the model takes: padded, if it can be told so."""
+        dtype = self._inputs.low_dtype
+        if dtype is not None and "int" in dtype and not np.can_cast(thumbnail.dtype, dtype):
+            raise ModelError(f"model: takes thumbnails of {dtype}, {source.name} has {thumbnail.dtype}")
         wanted, own = self._low_shape, thumbnail.shape[:-1]
         if wanted is None or wanted == own:
             return thumbnail
@@ -156,8 +159,10 @@ class KerasModel:
             attention = attention.squeeze(0 if self._channel_axis == 1 else -1)
         low = x_low[2:] if self._channel_axis == 1 else x_low[1:-1]
         field = to_ints("receptive_field", self._sampler.receptive_field, axes)
-        mask = sources.low_mask(attention.shape, low_shape=low, low_shapes=[own], receptive_field=field)[0]
-        sizes = [int(mask.any(tuple(set(range(axes)) - {axis})).sum()) for axis in range(axes)]
+        sizes = list(attention.shape)
+        if tuple(low) != tuple(own):  # padded
+            mask = sources.low_mask(sizes, low_shape=low, low_shapes=[own], receptive_field=field)[0]
+            sizes = [int(mask.any(tuple(set(range(axes)) - {axis})).sum()) for axis in range(axes)]
         places = np.unravel_index(indices, attention.shape)
         attention = attention[tuple(map(slice, sizes))].astype(np.float64)
         if self._sampler.use_logits:
@@ -185,11 +190,11 @@ class _Inputs:
             )
         self.low, self.handles = found["low"][0], found["handles"][0]
         self.shapes = found["shapes"][0] if found["shapes"] else None
-        self._low_dtype = self.low.dtype if known else None
+        self.low_dtype = self.low.dtype if known else None
 
     def pack(self, x_low: Array, handles: Array, low_shapes: Array) -> Any:
         """Arrays in the structure that the model takes."""
-        arrays = {id(self.low): (x_low, self._low_dtype), id(self.handles): (handles, "int64")}
+        arrays = {id(self.low): (x_low, self.low_dtype), id(self.handles): (handles, "int64")}
         if self.shapes is not None:
             arrays[id(self.shapes)] = low_shapes, self.shapes.dtype
         flat = [keras.ops.convert_to_tensor(array, dtype) for array, dtype in (arrays[id(x)] for x in self._order)]
