@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import timing
 
-SIZES, SMOKE = (10_000, 20_000, 40_000), (1_250, 2_500, 5_000)
+SIZES, SMOKE = (10_000, 20_000, 40_000), (1_250, 2_500)
 SLIDES, PATCH, COUNT, TILE, COARSEST = 4, 256, 16, 256, 625
 BLOCK = 4096
 
