@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from ._arguments import to_seed
-from .ops import is_torch_export
+from .ops import is_torch_export, replica
 
 
 class RandomLayer(keras.layers.Layer):
@@ -27,15 +27,20 @@ class RandomLayer(keras.layers.Layer):
         self.seed = to_seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
 
-    def next_rng(self) -> Any:
+    def next_rng(self, batch: Any) -> Any:
         """(seed, call * 2**32) of this call: rows of a batch add to the offset, so that calls have to be far apart.
+
+        Replica r of a tf.distribute.Strategy, and rank r of torch.distributed, adds r * batch: with the same batch size
+        on each they draw together what one draws for the whole batch.
 
         None, which is the backend's own generator, in a program that torch.export makes: it cannot change a layer.
         """
         if is_torch_export():
             return None
         state = keras.ops.cast(self.seed_generator.next(), "int64")
-        return state * keras.ops.convert_to_tensor(np.array([1, 2**32], np.int64))
+        rng = state * keras.ops.convert_to_tensor(np.array([1, 2**32], np.int64))
+        before = keras.ops.cast(replica(), "int64") * keras.ops.cast(batch, "int64")
+        return rng + before * keras.ops.convert_to_tensor(np.array([0, 1], np.int64))
 
     # Keras saves the variables of a layer, but not the state of its seed generators.
 

@@ -39,7 +39,7 @@ class SampleCells(RandomLayer):
         self.supports_jit = False
 
     def call(self, attention: Any) -> list[Any]:
-        return draw(attention, self.n, self.replace, self.logits, self.next_rng())
+        return draw(attention, self.n, self.replace, self.logits, self.next_rng(keras.ops.shape(attention)[0]))
 
     def compute_output_spec(self, attention: Any) -> list[Any]:
         batch, *grid = attention.shape

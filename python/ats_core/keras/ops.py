@@ -104,6 +104,15 @@ def is_torch_export() -> bool:
     return ON_TORCH and bool(_framework.compiler.is_exporting())
 
 
+def replica() -> Any:
+    """Number of this one among those that train together, each with a part of the batch; an integer of the backend."""
+    if ON_TORCH:
+        distributed = _framework.distributed
+        return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    context = _framework.distribute.get_replica_context()
+    return 0 if context is None else context.replica_id_in_sync_group
+
+
 def known_shape(tensor: Any) -> tuple[int | None, ...]:
     """Sizes that are known without running anything; None for the others."""
     return tuple(size if isinstance(size, int) else None for size in tensor.shape)

@@ -194,7 +194,7 @@ class SamplePatches(RandomLayer):
                 self.n_patches,
                 replace=self.replace,
                 logits=self.use_logits,
-                rng=self.next_rng() if rng is None else rng,
+                rng=self.next_rng(keras.ops.shape(attention)[0]) if rng is None else rng,
                 validate=self.validate,
             )
         axes = len(x_low.shape) - 2

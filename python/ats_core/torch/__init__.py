@@ -39,6 +39,7 @@ from .nested import NestedSamples, nested_expectation, nested_origins, nested_sa
 from .normalize import Normalize
 from .prefetch import prefetch
 from .sources import SourceDataset, SourceItems, collate_sources
+from .streams import RngStream
 from .tiled import TiledAttention, tiled_attention
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "MultinomialEntropy",
     "NestedSamples",
     "Normalize",
+    "RngStream",
     "SamplePatches",
     "SampleSoftmax",
     "SampledPatches",

@@ -19,6 +19,7 @@ from ats_core.sources import SourceBatch
 from ._arguments import Channels, Rng, Sizes, check_images, check_tensor, is_single, to_int, to_sizes
 from .functional import estimator_arrays, expectation, extract_patches, patch_origins, sample, topk
 from .sources import check_sources, is_sources, locate_cells, mask_cells
+from .streams import RngStream
 
 Image: TypeAlias = Tensor | Sequence[Tensor] | SourceBatch
 
@@ -74,6 +75,7 @@ class SamplePatches(nn.Module):
         replace: draw with replacement.
         receptive_field: of the attention network, in pixels of the image that it saw; 0 if it pads (`patch_origins`).
         scales, padding, fill, dtype, mean, std: as for `extract_patches`.
+        seed: of random numbers that are saved with the model, see `RngStream`; None takes PyTorch's generator.
         validate: as for `sample`: wait for a CUDA device to say whether values are bad.
 
     Raises:
@@ -93,12 +95,14 @@ class SamplePatches(nn.Module):
         dtype: torch.dtype | None = None,
         mean: Channels = None,
         std: Channels = None,
+        seed: SupportsIndex | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = _to_option("patch_size", patch_size, 1)
         self.n_patches = to_int("n_patches", n_patches)
         self.replace = replace
+        self.rng_stream = None if seed is None else RngStream(seed)
         self.validate = validate
         self.receptive_field = _to_option("receptive_field", receptive_field, 0)
         if self.n_patches < 1:
@@ -136,7 +140,7 @@ class SamplePatches(nn.Module):
             low_shape: spatial shape of the image that the attention network saw; the grid by default.
             low_shapes: int (B, D), only with a SourceBatch: the part of that image, from the first pixel on, that shows
                 the source; the rest is padding, whose cells are not drawn (`SourceBatch.low_mask`). low_shape by default.
-            rng: as for `sample`.
+            rng: as for `sample`. By default the next one of the module's `RngStream`, if it has a seed.
             deterministic: take the n_patches most attended cells instead of sampling.
         """
         check_tensor("attention", attention)
@@ -152,6 +156,8 @@ class SamplePatches(nn.Module):
         else:
             check_images("x_high", x_high, axes)
             _check_no_low_shapes(low_shapes)
+        if rng is None and self.rng_stream is not None and not deterministic:
+            rng = self.rng_stream(attention.shape[0])
         draws = (
             topk(attention, self.n_patches, validate=self.validate)
             if deterministic
@@ -283,7 +289,7 @@ class AttentionSampling(nn.Module):
             `SampleSoftmax`.
         feature: module: (B * n, C, *patch) -> (B * n, ...). With `scales`, or with a pyramid for x_high, the scales are
             stacked on the channel axis, the finest first: (B * n, S * C, *patch).
-        patch_size, n_patches, replace, receptive_field, scales, padding, fill, dtype, mean, std, validate: as for
+        patch_size, n_patches, replace, receptive_field, scales, padding, fill, dtype, mean, std, seed, validate: as for
             `SamplePatches`.
         estimator: as for `expectation`, unbiased (not "normalized"); "iid" exactly with replace=True.
         attention_regularizer: attention map (B, *grid) -> scalar, for example `MultinomialEntropy`. It is given the
@@ -322,6 +328,7 @@ class AttentionSampling(nn.Module):
         dtype: torch.dtype | None = None,
         mean: Channels = None,
         std: Channels = None,
+        seed: SupportsIndex | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__()
@@ -351,6 +358,7 @@ class AttentionSampling(nn.Module):
             dtype=dtype,
             mean=mean,
             std=std,
+            seed=seed,
             validate=validate,
         )
         self.attention_regularizer = attention_regularizer
