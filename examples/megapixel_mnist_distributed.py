@@ -4,8 +4,8 @@
     python megapixel_mnist_distributed.py --out one-process    # the same patches, and the same curve but for rounding
 
 What ends a run, kill -9 included, costs --save-every steps at most: with --resume it goes on within the epoch, on as many
-processes as are there then, and on as many as before its curve is that of a run without a stop, bit for bit. So
-`torchrun --max-restarts 3 ... --resume` survives the death of a process by itself.
+processes as are there then, and on as many as before its curve is that of a run without a stop, bit for bit. How torchrun
+restarts it by itself: docs/scaling.md.
 """
 
 import json

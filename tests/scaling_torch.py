@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from ats_core.torch import AttentionSampling, MultinomialEntropy, SamplePatches, SampleSoftmax
 from scaling_page import snippet
 
+SEED = 3  # of Keras's layer
+
 
 class Classifier(nn.Module):
     """(x_low, x_high) -> logits (B, 3)."""
@@ -56,8 +58,25 @@ def record(run):
     return torch.stack(indices)
 
 
+def draw_with_keras():
+    """Cells (calls, B, n) that a layer of Keras's backend torch draws on this rank, for its half of `weights()`."""
+    import ats_core.keras
+
+    layer = ats_core.keras.SamplePatches(4, 8, seed=SEED, details=True, data_format="channels_first")
+    attention = weights().chunk(2)[int(os.environ["RANK"])]
+    image = torch.zeros(len(attention), 1, 64, 64)
+    return torch.stack([layer([image[..., ::4, ::4], image, attention])[2] for _ in range(3)])
+
+
+def weights():
+    return torch.rand(8, 16, 16, generator=torch.Generator().manual_seed(6))
+
+
 def main(folder, *names):
     for name in names:
+        if name == "keras":
+            torch.save({"picks": draw_with_keras()}, Path(folder, f"{name}-{os.environ['RANK']}.pt"))
+            continue
         space = {"torch": torch, "F": F, "DataLoader": DataLoader, "model": Classifier(), "data": make_data()}
         model = space["model"]
         picks = record(lambda name=name, space=space: exec(snippet(name), space))  # noqa: S102
@@ -67,5 +86,6 @@ def main(folder, *names):
 
 
 if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "torch"  # before Lightning loads TensorBoard, and that Keras
     torch.set_num_threads(1)
     main(*sys.argv[1:])

@@ -22,6 +22,7 @@ for module in ("sklearn", "scipy", "tqdm"):
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler
 
+import scaling_torch
 from ats_core.torch import RngStream, SamplePatches, sample
 from scaling_torch import Classifier, F, make_data, record
 
@@ -56,7 +57,7 @@ def run(*words, cwd, status=0, **environment):
 
 def torchrun(*words, cwd, more=()):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *more)
-    return run(*launch, *words, cwd=cwd)
+    return run(*launch, *words, cwd=cwd, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")  # pytorch#135712
 
 
 def train(model, batches, optimizer=None):
@@ -152,16 +153,11 @@ def test_resume_within_an_epoch():
 def ranks(tmp_path_factory):
     """Picks and weights of two ranks, of each program. (Only DDP's ends the group of processes, so it is alone.)"""
     folder = tmp_path_factory.mktemp("ranks")
-    names = [["ddp"]]
-    if all(map(installed, ("lightning", "accelerate"))):
-        names.append(["lightning", "accelerate"])
-    for some in names:
+    torchrun(TESTS / "scaling_torch.py", folder, "ddp", cwd=folder)
+    some = [name for name in ("lightning", "accelerate", "keras") if importlib.util.find_spec(name)]
+    if "accelerate" in some:
         torchrun(TESTS / "scaling_torch.py", folder, *some, cwd=folder)
     return folder
-
-
-def installed(name):
-    return importlib.util.find_spec(name) is not None
 
 
 def rows(name, data):
@@ -195,6 +191,16 @@ def test_two_processes_are_one(ranks, name):
     torch.testing.assert_close(first["model"], second["model"], rtol=0, atol=0)
     torch.testing.assert_close(first["model"], model.state_dict(), rtol=1e-5, atol=1e-6)
     assert not torch.equal(first["model"]["head.weight"], Classifier().head.weight)
+
+
+@pytest.mark.slow
+def test_keras_on_torch_draws_what_numpy_draws(ranks):
+    for name in ("keras", "accelerate"):
+        pytest.importorskip(name)
+    found = torch.cat([torch.load(ranks / f"keras-{rank}.pt")["picks"] for rank in range(2)], 1)
+    weights = scaling_torch.weights().numpy()
+    expected = [ats_core.sample(weights, 4, rng=(scaling_torch.SEED, call * CALL)).indices for call in range(3)]
+    np.testing.assert_array_equal(found, np.stack(expected))
 
 
 @pytest.mark.slow
@@ -278,7 +284,8 @@ import megapixel_mnist_distributed as program
 steps, cross_entropy = [], program.F.cross_entropy
 def kill(*arguments):
     steps.append(1)
-    if len(steps) == {STEPS} + 5 and os.environ.get("RANK", "1") == "1" and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    last = os.environ.get("RANK", "1") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if last and len(steps) == {STEPS} + 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return cross_entropy(*arguments)
 program.F.cross_entropy = kill
