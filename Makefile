@@ -1,10 +1,12 @@
 # make demo   set up .venv, build, and train the example at its small setting
+# make demo-gigapixel
+#             the same set-up, then the example on slides of 40,000 x 40,000, which it writes (1 GB in demo-gigapixel-output)
 # make test   the same set-up, then every test
 # make bench  the same set-up, then every benchmark: tables in benchmarks/results (Google Benchmark is fetched if need be)
 # make test-cuda, make bench-cuda
 #             on a machine with a GPU and nvcc, with the packages of its own Python and no network: every test on CUDA, and
 #             every benchmark of it; what they found goes to benchmarks/results/cuda_*
-# make clean  remove .venv and everything built (demo-output stays)
+# make clean  remove .venv and everything built (outputs of the demos stay)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,11 +25,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Everything that the installed package is made of.
 SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake libats bindings python -type f ! -path '*/__pycache__/*')
 
-.PHONY: demo test bench test-cuda bench-cuda install clean
+.PHONY: demo demo-gigapixel test bench test-cuda bench-cuda install clean
 .DELETE_ON_ERROR:
 
 demo: install
 	$(BIN)/python examples/megapixel_mnist.py --out demo-output --resume
+
+demo-gigapixel: install
+	$(BIN)/python examples/gigapixel.py --out demo-gigapixel-output --resume
 
 test: install
 	$(BIN)/cmake --workflow --preset sanitize

@@ -1,8 +1,5 @@
 """The Megapixel-MNIST classifier in PyTorch: the networks, and what the training loop asks of a backend."""
 
-import io
-import os
-
 import torch
 from megapixel_mnist_recipe import (
     CLASSES,
@@ -16,8 +13,11 @@ from megapixel_mnist_recipe import (
 )
 from torch import nn
 from torch.nn import functional as F
+from torch_checkpoint import read_checkpoint, save, write_checkpoint
 
 from ats_core.torch import AttentionSampling, MultinomialEntropy, SampleSoftmax
+
+__all__ = ["Backend", "read_checkpoint", "write_checkpoint"]
 
 
 class AttentionNetwork(nn.Sequential):
@@ -142,7 +142,7 @@ class Backend:
         self.schedule.load_state_dict(state["schedule"])
 
     def save_weights(self, path):
-        _save(self.model.state_dict(), path)
+        save(self.model.state_dict(), path)
 
     def costs(self, variant, x_low, x_high, labels):
         """(training step, inference) on one batch, as functions without arguments.
@@ -164,30 +164,3 @@ class Backend:
                 forward(x_low, x_high)
 
         return train, infer
-
-
-def write_checkpoint(path, content):
-    """Write {"options": dict, "history": list, "backend": `Backend.state()`}; a crash leaves the old file or the new."""
-    part = path.with_suffix(".part")
-    _save(content, part)
-    os.replace(part, path)
-
-
-def read_checkpoint(path):
-    """What `write_checkpoint` wrote; a ValueError for any other file."""
-    raw = path.read_bytes()
-    try:
-        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        kinds = {name: type(value) for name, value in content.items()}
-    except Exception as error:  # a file of any content can make unpickling fail in any way
-        raise ValueError(f"{path} is not a checkpoint of this program") from error
-    if kinds != {"options": dict, "history": list, "backend": dict}:
-        raise ValueError(f"{path} is not a checkpoint of this program")
-    return content
-
-
-def _save(content, path):
-    """`torch.save` reports a full disk as a RuntimeError without the path; this way it is an OSError with it."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    path.write_bytes(buffer.getvalue())
