@@ -70,7 +70,7 @@ def parser(suppress_defaults=False):
     add("--downsample", 32, "the attention network sees a slide reduced by this factor", choices=[8, 16, 32, 64])
     add("--patch-size", 128, "pixels along the side of a patch")
     add("--n-patches", 24, "patches sampled from a crop or slide")
-    add("--epochs", 8, "passes over the training crops")
+    add("--epochs", 5, "passes over the training crops")
     add("--batch-size", 8, "crops per optimiser step")
     add("--lr", 3e-3, "highest learning rate of Adam")
     add("--seed", 0, "decides slides, crops, initial weights and every sample")

@@ -28,8 +28,8 @@ from ats_core.sources import open_source
 
 TINY = re.findall(
     r"\S+",
-    "--size=2048 --crop=640 --slides=2 --n-train=16 --n-test=8 --n-patches=4 --batch-size=4 --downsample=16 "
-    "--epochs=3 --threads=1",
+    "--size=2048 --crop=640 --slides=2 --n-train=8 --n-test=4 --n-patches=4 --batch-size=4 --downsample=16 "
+    "--epochs=2 --threads=1",
 )
 SLIDES = "slides-2048-640-0"
 WRITTEN = {"checkpoint.pt", "model.pt", "overview.jpg", "results.json", SLIDES, "unseen"}
@@ -61,7 +61,7 @@ def history(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a run of three epochs without a stop, and what it printed."""
+    """The folder of a run of two epochs without a stop, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
     done = run(*TINY, "--out", folder)
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,7 @@ def test_all_files_are_there(whole):
     assert {path.name for path in folder.iterdir()} == WRITTEN
     names = {path.name for path in (folder / SLIDES).iterdir()}
     assert names == {f"{name}.ome.tif" for name in ("training-0", "training-1", "test", "unseen")}
-    assert re.findall(r"^epoch +(\d+)/3   loss \d", printed, re.MULTILINE) == ["1", "2", "3"]
+    assert re.findall(r"^epoch +(\d+)/2   loss \d", printed, re.MULTILINE) == ["1", "2"]
     assert str(folder / "unseen" / "index.html") in printed
     assert "<html" in (folder / "unseen" / "index.html").read_text()
     results = json.loads((folder / "results.json").read_text())
@@ -117,7 +117,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where 
 steps, step = [], gigapixel_model.Backend.train_step
 def interrupt(self, *arguments):
     steps.append(1)
-    if len(steps) == 6:
+    if len(steps) == 4:
         os.kill(os.getpid(), signal.SIGINT)
     return step(self, *arguments)
 gigapixel_model.Backend.train_step = interrupt
@@ -126,7 +126,8 @@ sys.exit(gigapixel.main())
     stopped = run(*options, program=("-c", script))
     assert stopped.returncode == 130, stopped.stderr
     assert "stopped after 1 whole epochs" in stopped.stderr and "Traceback" not in stopped.stderr
-    assert (tmp_path / SLIDES / "test.ome.tif").read_bytes() == (folder / SLIDES / "test.ome.tif").read_bytes()
+    again, first = (open_source(path / SLIDES / "test.ome.tif").read(0, (0, 0), 2048) for path in (tmp_path, folder))
+    np.testing.assert_array_equal(again, first)
     resumed = run(*options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after epoch 1" in resumed.stdout and "test.ome.tif:" not in resumed.stdout
@@ -148,7 +149,7 @@ def test_interrupt_while_a_slide_is_written(tmp_path, capsys, monkeypatch):
 def test_a_finished_run(whole, capsys, monkeypatch):
     folder, _ = whole
     code, lines = main(capsys, *TINY, "--out", folder)
-    assert code == 2 and f"--out {folder} holds a run of 3 epochs: add --resume" in lines[-1]
+    assert code == 2 and f"--out {folder} holds a run of 2 epochs: add --resume" in lines[-1]
     code, lines = main(capsys, *TINY, "--out", folder, "--resume", "--lr=0.1")
     assert code == 2 and "--lr 0.1 contradicts" in lines[-1]
     monkeypatch.setattr(model.Backend, "train_step", Mock(side_effect=AssertionError))
@@ -215,10 +216,15 @@ def test_halve():
     np.testing.assert_array_equal(halved, expected)
 
 
-def test_lesions_are_where_the_plan_says(whole, plans):
+@pytest.fixture(scope="module")
+def lesions():
+    return data.lesion_textures(0)
+
+
+def test_lesions_are_where_the_plan_says(whole, plans, lesions):
     """A slide without its lesions differs there, and nowhere else; and the file shows what was painted."""
     plan = plans[0]
-    textures, lesions = data.tissues(0), data.lesion_textures(0)
+    textures = data.tissues(0)
     painters = [slides.Painter(p, textures, lesions) for p in (plan, without_lesions(plan))]
     images = [np.block([[paint(row, column) for column in range(8)] for row in range(8)]) for paint in painters]
     ours, bare = (image.view(np.uint16).reshape(2048, 2048, 4)[..., :3].astype(int) for image in images)
@@ -240,10 +246,10 @@ def without_lesions(plan):
     return data.Plan(**{**vars(plan), "lesions": ()})
 
 
-def test_kinds_differ_close_by_and_not_from_afar():
+def test_kinds_differ_close_by_and_not_from_afar(lesions):
     colours = slides.colours()
     seen = []
-    for textures in data.lesion_textures(0):
+    for textures in lesions:
         h, e = (
             np.concatenate([np.clip(255 * plane, 0, 255).astype(int) for plane in planes])
             for planes in zip(*textures, strict=True)
@@ -278,14 +284,12 @@ def test_batches_have_as_many_of_either_kind(whole):
     seen = []
     run.backend.train_step = lambda batch, rng: seen.append(batch) or (0.0, 0)
     run.train_epoch(1)
-    assert [batch.targets.tolist() for batch in seen] == [[0, 1, 0, 1]] * 4
+    assert [batch.targets.tolist() for batch in seen] == [[0, 1, 0, 1]] * 2
     names = [source.name for batch in seen for source in batch.sources]
-    assert len(set(names)) == len(run.train) and {name.split("/")[-1][:10] for name in names} == {
-        "training-0",
-        "training-1",
-    }
+    assert sorted(names) == sorted(source.name for source in run.train.sources)
+    assert {name.split("/")[-1][:10] for name in names} == {"training-0", "training-1"}
     of_kind = dict(zip([source.name for source in run.train.sources], run.train.targets, strict=True))
-    assert [of_kind[name] for name in names] == [0, 1] * 8
+    assert [of_kind[name] for name in names] == [0, 1] * 4
 
 
 def test_plans_follow_from_the_seed(plans):
