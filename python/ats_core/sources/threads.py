@@ -39,14 +39,12 @@ def run(jobs: Iterable[Callable[[], object]], threads: int) -> None:
         for job in jobs:
             job()
         return
-    queue = iter(jobs)
-    turn = threading.Lock()
+    queue = iter(list(jobs))  # of a list, which threads share without a lock
     errors: list[BaseException] = []
 
     def work() -> None:
         while not errors:
-            with turn:
-                job = next(queue, None)
+            job = next(queue, None)
             if job is None:
                 return
             try:
