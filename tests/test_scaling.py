@@ -28,6 +28,9 @@ from scaling_torch import Classifier, F, make_data, record
 
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import megapixel_mnist_distributed as program
+
 PROGRAM = EXAMPLES / "megapixel_mnist_distributed.py"
 CALL = 2**32
 CELLS = np.random.default_rng(0).random((4, 12, 10), np.float32)
@@ -300,9 +303,9 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a run in one process that nothing stopped."""
+    """The folder of a run in one process, this one, that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    run(PROGRAM, *TINY, "--out", folder, cwd=folder)
+    assert program.main([*TINY, "--out", str(folder)]) == 0
     return folder
 
 
@@ -345,9 +348,6 @@ def test_two_processes_of_which_one_is_killed_are_one(whole, tmp_path):
     ],
 )
 def test_bad_option(words, says, tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import megapixel_mnist_distributed as program
-
     assert program.main(["--out", str(tmp_path), *words.split()]) == 2
     assert says in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "3")
