@@ -4,10 +4,11 @@
 
 Slides of made-up tissue are written first, as pyramids of JPEG tiles. Lesions are some hundred pixels wide; seen from
 afar both kinds are the same dark spots. A model is trained on crops of 5,120 x 5,120 of four slides, tested on crops of
-another, and looks at a last one as a whole. Of all of them only thumbnails and sampled patches are ever read.
+another, and looks at a last one as a whole. Of all of them only thumbnails and sampled patches are ever read. Its
+attention starts from how deeply a place is stained, as both kinds and much else are; the rest it learns from the labels.
 
-Ctrl-C stops it; the same command with --resume goes on after the last whole slide and epoch. The output folder then holds
-slides-*/, model.pt (for `ats-core attend SLIDE --model model.pt --out F`), unseen/index.html (the page about the slide
+Ctrl-C stops it; the same command with --resume goes on after the last whole slide and epoch. The output folder then
+holds slides-*/, model.pt (for `ats-core attend SLIDE --model model.pt --out F`), unseen/index.html (the page about the slide
 that was looked at as a whole), overview.jpg, results.json, and a checkpoint for --resume.
 """
 
@@ -183,7 +184,7 @@ class Run:
         self.test = self.crops([test], options.n_test)
 
     def crops(self, slides, count):
-        """A dataset of `count` crops of slides, (path, plan) each; slides take turns, and of each slide the kinds do."""
+        """A dataset of `count` crops of slides, (path, plan) each; slides take turns, and so do their kinds."""
         from gigapixel_data import crop_places
 
         from ats_core.sources import open_source

@@ -73,7 +73,7 @@ class Texture(NamedTuple):
 
 
 def bent(texture, amount, scale, generator):
-    """A periodic texture whose rows are bent by about `amount` pixels within `scale`, and its columns by half of that."""
+    """A periodic texture whose rows are bent by about `amount` pixels within `scale`, its columns by half of that."""
     shape = texture.h.shape
     y, x = np.mgrid[: shape[0], : shape[1]]
     places = y + amount * noise(shape, scale, generator), x + amount / 2 * noise(shape, scale, generator)

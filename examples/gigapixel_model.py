@@ -1,4 +1,4 @@
-"""The classifier of the gigapixel example, of parts of PyTorch and ats_core alone: `ats-core attend` loads it anywhere."""
+"""The classifier of the gigapixel example, of PyTorch and ats_core alone: `ats-core attend` loads it anywhere."""
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def make_model(options):
 
 @torch.no_grad()
 def start_from_stain(attention):
-    """Let the logits be how deeply a place is stained, times 3: two thirds of a slide are glass, where nothing is learned."""
+    """Let the logits be how deeply a place is stained, times 3: most of a slide is glass, which teaches nothing."""
     first, second, last = attention[1], attention[3], attention[5]
     first.weight[0], first.bias[0] = -1 / first.weight[0].numel(), 0.0
     second.weight[0], second.bias[0] = 0.0, 0.0
@@ -69,7 +69,7 @@ class Backend:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, options.lr, steps, pct_start=0.1)
 
     def train_step(self, batch, rng):
-        """One optimiser step on what `collate_sources` returned; returns the mean cross-entropy and how many are right."""
+        """One optimiser step on what `collate_sources` returned; returns the mean loss and how many are right."""
         self.model.train()
         logits = self.model(batch.x_low, batch.sources, low_shapes=batch.low_shapes, rng=rng).features
         loss = F.cross_entropy(logits, batch.targets)

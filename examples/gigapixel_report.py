@@ -19,7 +19,7 @@ def hits(attended, lesions):
 
 
 def overview(attended, source, path):
-    """The slide with attention and boxes, the part of it with most patches close by, and the patches of most attention."""
+    """The slide with attention and boxes, the part with most patches close by, and the patches of most attention."""
     whole, downsample = source.thumbnail(SIDE)
     centres = attended.origins + np.array(attended.patch_size) / 2
     pictures = [
