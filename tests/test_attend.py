@@ -401,3 +401,14 @@ def test_find_sources(slides, tmp_path):
     assert find_sources(tmp_path) == [str(tmp_path / name) for name in ("C.NII.GZ", "a.zarr", "dicom")]
     with pytest.raises(SourceError, match=r"none.*no such"):
         find_sources(tmp_path / "none")
+
+
+def test_links_in_circles(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below" / "a.tif").write_text("")
+    (folder / "below" / "up").symlink_to("..")
+    (folder / "self.tif").symlink_to("self.tif")
+    (folder / "other").symlink_to("below")
+    found = [str(folder / name) for name in ("below/a.tif", "other/a.tif", "self.tif")]
+    assert find_sources(folder) == found

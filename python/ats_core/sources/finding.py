@@ -13,7 +13,7 @@ def find_sources(path: str | os.PathLike[str]) -> list[str]:
     """Paths of the signals at a path: itself if it is a file, a Zarr or a DICOM folder, otherwise those in the folder.
 
     In folders, and the folders in them, files are taken whose name ends as a format's does (`.svs`, `.tiff`, `.npy`,
-    `.wav`, ...), without opening them. Hidden ones are left out. Sorted.
+    `.wav`, ...), without opening them. Hidden ones are left out, and links to a folder that they are in. Sorted.
 
     Raises:
         SourceError: there is no such path, or a folder cannot be listed.
@@ -27,7 +27,10 @@ def find_sources(path: str | os.PathLike[str]) -> list[str]:
     return [name]
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link back, which has no end
+        return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -39,7 +42,14 @@ def _walk(folder: str) -> Iterator[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            yield from _walk(entry.path)
+        if _is_folder(entry):
+            yield from _walk(entry.path, (*above, real))
         elif entry.name.lower().endswith(tuple(EXTENSIONS)):
             yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
