@@ -50,7 +50,7 @@ AT_MOST = {  # far beyond what is useful
     "seed": 2**62,
 }
 NOT_TRAINING = {"out", "resume", "threads"}  # options that a resumed run may change
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, UNSEEN = "checkpoint.pt", "unseen"
 TEST_STREAM = 1 << 40  # first random stream of the test crops; training uses those from 0 on
 
 
@@ -97,6 +97,9 @@ def read_options(argv):
             )
         take_stored(options, stored, vars(parser(suppress_defaults=True).parse_args(argv)))
     check_options(options)
+    unseen = options.out / UNSEEN
+    if unseen.exists() and not (unseen / "prediction.json").exists():
+        raise OptionError(f"--out {options.out} has a folder {UNSEEN} of something else: choose another --out")
     return options, checkpoint
 
 
@@ -128,7 +131,8 @@ class Slides:
 
         self.seed, self.threads = options.seed, options.threads
         names = [*(f"training-{number}" for number in range(options.slides)), "test", "unseen"]
-        folder = options.out / f"slides-{options.size}-{options.crop}-{options.seed}"
+        # With their number: the last two are planned after as many others.
+        folder = options.out / f"slides-{options.size}-{options.crop}-{options.slides}-{options.seed}"
         self.paths = [folder / f"{name}.ome.tif" for name in names]
         kinds = [None] * (options.slides + 1) + [options.seed % 2]
         self.plans = [make_plan(options.size, options.crop, options.seed, *item) for item in enumerate(kinds)]
@@ -278,9 +282,9 @@ def report(run):
     settings = Settings(str(out / "model.pt"), str(out), seed=options.seed, classes=KINDS, threads=options.threads)
     start = time.perf_counter()
     with open_source(path) as source:
-        attended = TorchModel.load(settings).attend(source, to_rng(options.seed, "unseen"))
-        shutil.rmtree(out / "unseen", ignore_errors=True)  # of another run
-        summary = write_results(attended, source, out / "unseen", settings)
+        attended = TorchModel.load(settings).attend(source, to_rng(options.seed, UNSEEN))
+        shutil.rmtree(out / UNSEEN, ignore_errors=True)  # of another run
+        summary = write_results(attended, source, out / UNSEEN, settings)
         overview(attended, source, out / "overview.jpg")
     seconds = time.perf_counter() - start
     on_lesions = hits(attended, plan.lesions)
@@ -300,7 +304,7 @@ def report(run):
         f"\ntest accuracy {results['test_accuracy']:.3f}\n"
         f"unseen slide of {plan.size:,} x {plan.size:,} with {KINDS[plan.kinds[0]]}: predicted {summary['class']}, "
         f"{on_lesions.sum()} of {len(on_lesions)} patches on lesions ({seconds:.0f} s)\n"
-        f"the page: {out / 'unseen' / 'index.html'}\n"
+        f"the page: {out / UNSEEN / 'index.html'}\n"
         f"the model, for any slide: ats-core attend {path} --model {out / 'model.pt'} --out {out / 'attended'}"
     )
 

@@ -31,7 +31,7 @@ TINY = re.findall(
     "--size=2048 --crop=640 --slides=2 --n-train=8 --n-test=4 --n-patches=4 --batch-size=4 --downsample=16 "
     "--epochs=2 --threads=1",
 )
-SLIDES = "slides-2048-640-0"
+SLIDES = "slides-2048-640-2-0"
 WRITTEN = {"checkpoint.pt", "model.pt", "overview.jpg", "results.json", SLIDES, "unseen"}
 
 
@@ -179,6 +179,14 @@ def test_bad_out(out, tmp_path, capsys):
     assert code == 2 and len(lines) == 1 and "--out" in lines[0]
 
 
+def test_folders_of_others_are_left(tmp_path, capsys):
+    (tmp_path / "unseen").mkdir()
+    (tmp_path / "unseen" / "data.csv").write_text("")
+    code, lines = main(capsys, *TINY, "--out", tmp_path)
+    assert code == 2 and len(lines) == 1 and "folder unseen of something else" in lines[0]
+    assert [path.name for path in tmp_path.rglob("*")] == ["unseen", "data.csv"]
+
+
 def test_foreign_checkpoint(whole, tmp_path, capsys):
     path = tmp_path / "checkpoint.pt"
     right = torch.load(whole[0] / "checkpoint.pt", weights_only=True)
@@ -290,6 +298,15 @@ def test_batches_have_as_many_of_either_kind(whole):
     assert {name.split("/")[-1][:10] for name in names} == {"training-0", "training-1"}
     of_kind = dict(zip([source.name for source in run.train.sources], run.train.targets, strict=True))
     assert [of_kind[name] for name in names] == [0, 1] * 4
+
+
+def test_a_file_shows_one_plan(tmp_path):
+    """Whatever the number of slides: files of a stopped run are taken as they are."""
+    plans = {}
+    for count in (1, 2, 3):
+        of_run = program.Slides(program.parser().parse_args([*TINY, f"--slides={count}", "--out", str(tmp_path)]))
+        for path, plan in zip(of_run.paths, of_run.plans, strict=True):
+            assert plans.setdefault(path, plan.seed) == plan.seed
 
 
 def test_plans_follow_from_the_seed(plans):
