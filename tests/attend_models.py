@@ -47,7 +47,7 @@ class Fragile(Classifier):
         self.log = log
 
     def forward(self, x_low, x_high):
-        with open(self.log, "a") as stream:
+        with open(self.log, "a", errors="backslashreplace") as stream:
             stream.write(f"{os.path.basename(x_high[0].name)} {os.getpid()} {torch.get_num_threads()}\n")
         if x_low.min() == 255:
             ctypes.string_at(0)  # a segmentation fault

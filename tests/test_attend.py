@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,64 @@ def test_results_of_other_settings_are_not_mixed(run, slides, tmp_path, capfd):
     assert "holds something else" in capfd.readouterr().err
 
 
+def test_results_are_no_input(run, slides, tmp_path, capfd):
+    _, _, path = run
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "a.tif").write_bytes((slides / "a.tif").read_bytes())
+    for out in ("out", "out", "second"):
+        assert main(["attend", str(files), "--model", path, "--out", str(files / out)]) == 0
+        assert capfd.readouterr().err.splitlines()[-1].startswith("1 files: ")
+        assert [p.name for p in (files / out).iterdir() if p.is_dir()] == ["a.tif"]
+    heat = files / "out" / "a.tif" / "heatmap.ome.tif"  # unless it is asked for
+    assert main(["attend", str(heat), "--model", path, "--out", str(tmp_path / "heat")]) == 0
+
+
+def test_names_of_all_kinds(run, slides, tmp_path, monkeypatch):
+    _, _, path = run
+    files, out = tmp_path / "files", tmp_path / "out"
+    files.mkdir()
+    names = ["a:b.tif", "new\nline.tif", "*[1]?.tif", "l" * 251 + ".tif", os.fsdecode(b"\xff.tif")]
+    for name in names:
+        try:
+            (files / name).write_bytes((slides / "a.tif").read_bytes())
+        except OSError:
+            pytest.skip("the file system has no such names")
+    monkeypatch.chdir(tmp_path)
+    assert main(["attend", "files", *(f"files/{name}" for name in names), "--model", path, "--out", "out"]) == 0
+    with open(out / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        rows = {row["results"]: row["file"] for row in csv.DictReader(stream)}
+    assert rows == {name: str(files / name) for name in names}
+    assert {p.name for p in out.iterdir()} == {*names, "predictions.csv", "run.json"}
+    for name in names:
+        assert len(summary(out / name)["patches"]) == 6
+    assert "\\udcff.tif</title>" in (out / names[-1] / "index.html").read_text("utf-8")
+
+
+def test_pictures_larger_than_a_page_holds(run, tmp_path):
+    _, _, path = run
+    write_slide(tmp_path / "a.tif", (600, 4500))
+    options = ["--model", path, "--out", str(tmp_path / "out"), "--view-size", "4500"]
+    assert main(["attend", str(tmp_path / "a.tif"), *options]) == 0
+    assert read_png(tmp_path / "out" / "a.tif" / "heatmap.png").shape == (600, 4500, 3)
+    assert (tmp_path / "out" / "a.tif" / "index.html").exists()
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])  # Ray is not started: there is nothing left to do
+@pytest.mark.parametrize("text", ["", "[1]"])
+def test_broken_results_are_told(run, slides, tmp_path, capfd, engine, text):
+    _, _, path = run
+    if engine == "ray":
+        pytest.importorskip("ray.data")
+    command = ["attend", str(slides / "a.tif"), "--model", path, "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    (tmp_path / "out" / "a.tif" / "prediction.json").write_text(text)
+    capfd.readouterr()
+    assert main([*command, "--engine", engine]) == 1
+    told = capfd.readouterr().err
+    assert f"{tmp_path / 'out' / 'a.tif' / 'prediction.json'}: holds no results" in told and "1 failed" in told
+
+
 # ---- models and arguments that mean nothing ----
 
 
@@ -309,11 +368,15 @@ def test_a_model_that_is_none(slides, tmp_path, capfd, model, words):
         ("attend_models:nothing", "cannot be imported"),
         ("attend_models:torch", "must be a function"),
         ("no_such_module:make", "cannot be imported"),
+        ("code.py:broken", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("attend_models:write_slide", "raised TypeError: write_slide() missing 1 required"),
+        (":make", "cannot be imported"),
     ],
 )
 def test_a_model_that_cannot_be_loaded(slides, tmp_path, monkeypatch, capfd, model, words):
     monkeypatch.chdir(tmp_path)
     Path("text.pt").write_text("no pickle")
+    Path("code.py").write_text("1 / 0")
     assert main(["attend", str(slides), "--model", model, "--out", "out"]) == 2
     assert words in capfd.readouterr().err
 
@@ -385,6 +448,23 @@ def test_info(slides, tmp_path, capfd):
     (line,) = told.out.splitlines()
     assert [level["shape"] for level in json.loads(line)["levels"]] == [[300, 420], [150, 210], [75, 105]]
     assert "broken.tif" in told.err and "none: no such file" in told.err
+
+
+def test_out_is_a_folder(slides, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["attend", str(slides), "--model", "model.pt", "--out", "s3://bucket/out"]) == 2
+    assert "--out: must be a folder, got s3://bucket/out" in capfd.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_function_of_a_package_in_the_folder(slides, tmp_path, monkeypatch):
+    """The package is a folder by the name that the model's begins with."""
+    monkeypatch.chdir(tmp_path)
+    Path("package_of_models").mkdir()
+    Path("package_of_models", "__init__.py").write_text("from attend_models import make\n")
+    command = ["attend", str(slides / "a.tif"), "--model", "package_of_models:make", "--out", "out"]
+    assert main(command) == 0
+    assert main(command) == 0
 
 
 def test_find_sources(slides, tmp_path):

@@ -90,12 +90,14 @@ def test_local_order_does_not_matter(slides, model, tmp_path):
 def test_ray_on_this_machine(slides, log, model, tmp_path, capfd):
     import ray
 
-    command = ["attend", str(slides), "--model", model, "--out"]
+    odd = tmp_path / os.fsdecode(b"no-UTF-8-\xff.tif")
+    write_slide(odd)
+    command = ["attend", str(slides), str(odd), "--model", model, "--out"]
     assert main([*command, str(tmp_path / "local")]) == 1
     log.write_text("")
     capfd.readouterr()
     assert main([*command, str(tmp_path / "ray"), "--engine", "ray"]) == 1
-    assert "6 files: 5 done, 0 were done already, 1 failed" in capfd.readouterr().err
+    assert "7 files: 6 done, 0 were done already, 1 failed" in capfd.readouterr().err
     assert files(tmp_path / "ray") == files(tmp_path / "local")
     assert not ray.is_initialized()
     assert {pid for _, pid, _ in read_log(log)} != {os.getpid()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import ats_core
 from ats_core.sources import Source, SourceError, open_source
@@ -84,12 +84,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _info(options: argparse.Namespace) -> int:
     """Tell which backend reads a file, its axes, and its levels. Exit status 1 if one cannot be read."""
+    from ats_core.attend.outputs import describe
+
     status = DONE
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names can hold what the terminal's encoding has not
     for number, path in enumerate(options.files):
         try:
             with open_source(path) as source:
-                from ats_core.attend.outputs import describe
-
                 if options.json:
                     print(json.dumps({"file": path, **describe(source)}))
                 else:
@@ -148,9 +150,11 @@ def _attend(options: argparse.Namespace) -> int:
         raise ValueError("--address: is for --engine ray")
     if options.workers is not None and options.engine != "ray":
         raise ValueError("--workers: is for --engine ray")
+    if "://" in options.out:
+        raise ValueError(f"--out: must be a folder, got {options.out}")
     settings = Settings(
         model=options.model,
-        out=str(Path(options.out)),
+        out=options.out,
         weights=options.weights,
         seed=options.seed,
         size=options.low_size,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from ats_core import plot
 from ats_core._arguments import Array
 from ats_core.attend.geojson import to_geojson
 from ats_core.attend.heatmap import write_pyramid
-from ats_core.attend.page import write_page
+from ats_core.attend.page import MOST_PIXELS, write_page
 from ats_core.attend.result import Attended
 from ats_core.diagnostics import attention_statistics, effective_sample_size
 from ats_core.sources import Source
@@ -25,7 +27,7 @@ from ats_core.sources import Source
 if TYPE_CHECKING:
     from ats_core.attend.work import Settings
 
-SUMMARY = "prediction.json"
+SUMMARY, PATCHES, PYRAMID = "prediction.json", "patches.npy", "heatmap.ome.tif"
 PARTIAL = ".partial"
 
 
@@ -41,7 +43,7 @@ def write_results(attended: Attended, source: Source, folder: Path, settings: Se
     """
     summary = summarize(attended, source, settings)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
+    partial = folder.with_name(f"{_hidden(folder)}.{uuid.uuid4().hex}{PARTIAL}")
     partial.mkdir()
     try:
         _write(attended, source, partial, settings)
@@ -53,17 +55,32 @@ def write_results(attended: Attended, source: Source, folder: Path, settings: Se
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of results that are there; None if there are none."""
+    """The summary of results that are there; None if there are none.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    path = folder / SUMMARY
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+        summary = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return summary
+    except ValueError:  # a machine that went down can leave an empty file
+        summary = None
+    if isinstance(summary, dict):
+        return summary
+    raise ValueError(f"{path}: holds no results; remove its folder to have them made again")
+
+
+def is_result(path: str) -> bool:
+    """Whether a file is one of those that `write_results` wrote, though it looks like a source."""
+    folder, name = os.path.split(path)
+    return name in (PATCHES, PYRAMID) and os.path.exists(os.path.join(folder, SUMMARY))
 
 
 def remove_partial(folder: Path) -> None:
     """Remove what a worker that was killed left of a folder of results. Nobody else may be writing it."""
-    for partial in folder.parent.glob(f".{_literal(folder.name)}.*{PARTIAL}"):
+    for partial in folder.parent.glob(f"{_hidden(folder)}.*{PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -139,7 +156,7 @@ def _predicted_class(attended: Attended, classes: Sequence[str] | None) -> str |
 
 def _write(attended: Attended, source: Source, folder: Path, settings: Settings) -> None:
     if attended.axes != "yx":
-        np.save(folder / "patches.npy", attended.patches)
+        np.save(folder / PATCHES, attended.patches)
         view = attended.thumbnail
     else:
         (folder / "patches").mkdir()
@@ -162,10 +179,10 @@ def _write(attended: Attended, source: Source, folder: Path, settings: Settings)
     (folder / "heatmap.png").write_bytes(plot.to_png(heat))
     if attended.axes != "yx":
         return
-    write_pyramid(folder / "heatmap.ome.tif", attended, view)
+    write_pyramid(folder / PYRAMID, attended, view)
     places = to_geojson(attended, settings.classes)
     (folder / "patches.geojson").write_text(json.dumps(places, allow_nan=False) + "\n")
-    picture = plot.draw_image(view, size=max(view.shape[:-1]))
+    picture = plot.draw_image(view, size=min(max(view.shape[:-1]), MOST_PIXELS))
     write_page(folder / "index.html", attended, picture, classes=settings.classes)
 
 
@@ -200,5 +217,6 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+def _hidden(folder: Path) -> str:
+    """How the names of a folder's unfinished ones begin: short, since a name may be as long as names can be."""
+    return "." + hashlib.blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()

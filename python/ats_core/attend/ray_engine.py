@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,11 @@ def run_ray(
 def _run(settings: Settings, jobs: Sequence[Job], address: str, workers: int | None) -> Generator[Outcome]:
     left = []
     for job in jobs:  # what is there already needs no workers
-        summary = read_summary(Path(settings.out, job.name))
+        try:
+            summary = read_summary(Path(settings.out, job.name))
+        except (OSError, ValueError) as error:
+            yield Outcome(job, error=f"{type(error).__name__}: {error}")
+            continue
         if summary is None:
             left.append(job)
         else:
@@ -79,7 +83,7 @@ def _map(settings: Settings, jobs: Sequence[Job], workers: int) -> Generator[Out
     # Ray Data starts killed workers, and what they were at, again without end. What ends it are the counted attempts.
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
     with DataContext.current(context):
-        rows = from_items([asdict(job) for job in jobs], override_num_blocks=len(jobs)).map(
+        rows = from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs)).map(
             _RayWorker,
             fn_constructor_args=(settings, attempts, os.environ.get("OMP_NUM_THREADS")),
             # One file at a time: a file that waits behind one that ends the worker would be counted too.
@@ -127,7 +131,7 @@ class _RayWorker:
             os.environ["OMP_NUM_THREADS"] = openmp_threads
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"outcome": pickle.dumps(self._attend(Job(**row)))}
+        return {"outcome": pickle.dumps(self._attend(pickle.loads(row["job"])))}
 
     def _attend(self, job: Job) -> Outcome | ModelError:
         import ray

@@ -18,7 +18,7 @@ class Attended:
     D axes, n patches, S scales, C channels. Places are in pixels of the source's level 0.
 
     Attributes:
-        name: of the source.
+        name: of the source; what is no character in it is escaped.
         axes: its axes, "yx" for an image.
         shape: D sizes of its level 0.
         mpp: micrometres a pixel of level 0, per axis; None where that is not known.
@@ -124,7 +124,7 @@ def read_attended(
     ]
     field = to_ints("receptive_field", receptive_field, axes)
     return Attended(
-        name=source.name,
+        name=source.name.encode(errors="backslashreplace").decode(),
         axes=source.axes,
         shape=source.shape,
         mpp=source.mpp,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ats_core.attend.local import run_local
 from ats_core.attend.models import ModelError
-from ats_core.attend.outputs import remove_partial
+from ats_core.attend.outputs import is_result, remove_partial
 from ats_core.attend.work import Job, Outcome, Settings
 from ats_core.plot import require
 from ats_core.sources import find_sources
@@ -52,7 +52,7 @@ def attend_all(
         settings,
         model=_absolute(settings.model),
         weights=settings.weights and _absolute(settings.weights),
-        out=_absolute(settings.out),
+        out=os.path.abspath(settings.out),
         code=os.getcwd(),
     )
     tqdm = require("tqdm", "attend").tqdm
@@ -86,10 +86,10 @@ def attend_all(
 
 
 def find_jobs(files: Sequence[str]) -> list[Job]:
-    """A job for every file, and for every file in a folder. Its name is that of the file within the folder."""
+    """A job for every file, and for every file in a folder but for results. Its name is that of the file in the folder."""
     jobs: dict[str, Job] = {}
     for given in files:
-        found = find_sources(given)
+        found = [path for path in find_sources(given) if path == given or not is_result(path)]
         if not found:
             raise ValueError(f"{given}: has no file of a known format in it")
         for path in found:
@@ -119,8 +119,10 @@ def _absolute(path: str) -> str:
     """For workers, which may run in another folder. What is no path (a URL, module:function) stays as it is."""
     if "://" in path:
         return path
+    if os.path.exists(path):
+        return os.path.abspath(path)
     file, separator, rest = path.partition(":")
-    return os.path.abspath(file) + separator + rest if not separator or os.path.exists(file) else path
+    return os.path.abspath(file) + separator + rest if not separator or os.path.isfile(file) else path
 
 
 def _start(
@@ -167,7 +169,7 @@ def _digest(path: str) -> str | None:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
             return digest.hexdigest()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         if file.endswith(".py") or os.sep in path:
             raise ModelError(f"model: {path}: no such file") from None
         return None
@@ -176,7 +178,8 @@ def _digest(path: str) -> str | None:
 def _write_table(path: Path, outcomes: Sequence[Outcome], settings: Settings) -> None:
     """All predictions, a line a file, sorted."""
     unfinished = path.with_suffix(".part")
-    with open(unfinished, "w", newline="") as stream:
+    # A name that is no UTF-8 is written as it is.
+    with open(unfinished, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream)
         writer.writerow(["file", "results", "class", "prediction", "error"])
         for outcome in sorted(outcomes, key=lambda outcome: outcome.job.name):

@@ -164,11 +164,14 @@ def _make(name: str) -> nn.Module | None:
         else:
             module = importlib.import_module(where)
         make = getattr(module, function)
-    except (ImportError, OSError, SyntaxError, AttributeError) as error:
+    except Exception as error:  # whatever the code of a model raises
         raise ModelError(f"model: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(make):
         raise ModelError(f"model: {name!r} must be a function without arguments that returns a model")
-    return make()
+    try:
+        return make()
+    except Exception as error:
+        raise ModelError(f"model: {name!r} raised {type(error).__name__}: {error}") from error
 
 
 def _load(path: str) -> Any:

@@ -91,4 +91,5 @@ class Worker:
 
 def to_rng(seed: int, name: str) -> tuple[int, int]:
     """(seed, offset): a stream of random numbers that no other name is likely to have."""
-    return seed, int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=7).digest()
+    return seed, int.from_bytes(digest, "little")
