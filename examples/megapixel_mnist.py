@@ -2,6 +2,8 @@
 
     python megapixel_mnist.py --out demo-output                                      # 200 x 200, a few minutes
     python megapixel_mnist.py --out mnist --digits mnist --digits-file mnist.npz     # the real digits
+    python megapixel_mnist.py --out paper --paper                                    # the paper's experiment
+    python megapixel_mnist.py --out small --paper --size 500 --noise 0               # the same, smaller
     KERAS_BACKEND=tensorflow python megapixel_mnist.py --out keras-output --backend keras
 
 Ctrl-C stops it; the same command with --resume goes on after the last whole epoch. The output folder then holds
@@ -19,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from command_line import OptionError, Parser, check_ranges, exit_code, make_folder, take_stored
+from command_line import OptionError, Parser, check_ranges, exit_code, flag, make_folder, take_stored
 from megapixel_mnist_data import DIGIT, MegapixelMNIST, load_digits
+from megapixel_mnist_recipe import MODELS, PAPER, SAMPLING
 from tqdm import tqdm
 
 # Before a framework is loaded: idle OpenMP threads that spin slow everything down on a shared machine.
@@ -66,6 +69,8 @@ def parser(suppress_defaults=False):
     """The command line; with `suppress_defaults` the result holds only what was typed."""
     p = Parser(__doc__, suppress_defaults)
     add = p.add
+    changed = ", ".join(f"{flag(name)} {value}" for name, value in PAPER.items())
+    add("--paper", False, f"the paper's networks and data; sets {changed}, where not given", action="store_true")
     add("--out", Path("megapixel-mnist-output"), "folder for everything that is written", metavar="FOLDER")
     add("--resume", False, "go on after the last whole epoch of the run in --out", action="store_true")
     add("--size", 200, "pixels along the side of an image")
@@ -83,6 +88,7 @@ def parser(suppress_defaults=False):
     add("--downsample", 6.0, "the attention network sees the image reduced by this factor")
     add("--patch-size", 32, "pixels along the side of a patch")
     add("--n-patches", 12, "patches sampled from an image")
+    add("--model", MODELS[0], "with --paper: what the feature network looks at", choices=MODELS)
     add("--estimator", "murthy", "how the samples are combined", choices=ESTIMATORS)
     add("--entropy", 0.0, "strength of the regulariser that keeps the attention spread out")
     add("--backend", "torch", "framework; keras runs on the one that KERAS_BACKEND names", choices=[*BACKENDS])
@@ -98,6 +104,9 @@ def parser(suppress_defaults=False):
 def read_options(argv):
     """Checked options, and the checkpoint to resume from or None."""
     options = parser().parse_args(argv)
+    typed = vars(parser(suppress_defaults=True).parse_args(argv))
+    if options.paper:
+        vars(options).update({**PAPER, **typed})
     checkpoint = None
     for backend, files in BACKENDS.items():
         path = options.out / files.checkpoint
@@ -113,7 +122,7 @@ def read_options(argv):
                 f"--out {options.out} holds a run of {len(checkpoint['history'])} epochs: "
                 "add --resume to go on, or choose another --out"
             )
-        take_stored(options, stored, vars(parser(suppress_defaults=True).parse_args(argv)))
+        take_stored(options, stored, typed)
         break
     check_options(options)
     return options, checkpoint
@@ -139,6 +148,10 @@ def check_options(options):
         raise OptionError(f"--n-patches {options.n_patches} is more than the {cells} cells of the attention")
     if options.estimator == "iid" and options.n_patches < 2:
         raise OptionError("--estimator iid needs --n-patches of at least 2")
+    if options.paper and options.backend != "torch":
+        raise OptionError(f"--paper needs --backend torch, got {options.backend}")
+    if options.model != MODELS[0] and not options.paper:
+        raise OptionError(f"--model {options.model} needs --paper")
     if options.digits_file is not None and options.digits != "mnist":
         raise OptionError("--digits-file needs --digits mnist")
     if options.digits_file is not None and not Path(options.digits_file).exists():
@@ -186,7 +199,7 @@ class Run:
     def images(self, digits, n, split, epoch=0):
         options = self.options
         seed = (options.seed, ("train", "test").index(split), epoch)
-        return MegapixelMNIST(digits, n, options.size, options.noise, seed, low_size(options))
+        return MegapixelMNIST(digits, n, options.size, options.noise, seed, low_size(options), options.paper)
 
     def fit(self, path, after_epoch=lambda run: None):
         """Train the epochs that are left; after each one write the checkpoint `path`, then call `after_epoch(self)`."""
@@ -246,11 +259,12 @@ def report(run):
     costs = measure.earlier_costs(options, run.history)
     run.backend.save_weights(out / BACKENDS[options.backend].weights)
     figures.curves(run.history, out / "curves.png")
-    rows = np.arange(min(8, len(run.test)))
-    x_low, x_high, labels = run.test.batch(rows)
-    look = run.backend.look(x_low, x_high, (options.seed, TEST_STREAM))
-    figures.overlay(x_high[:, 0], labels, look, out / "overlay.png")
-    figures.contact_sheet(labels, look, out / "patches.png")
+    if options.model in SAMPLING:
+        rows = np.arange(min(8, len(run.test)))
+        x_low, x_high, labels = run.test.batch(rows)
+        look = run.backend.look(x_low, x_high, (options.seed, TEST_STREAM))
+        figures.overlay(x_high[:, 0], labels, look, out / "overlay.png")
+        figures.contact_sheet(labels, look, out / "patches.png")
     write_results(run, costs)
     if not costs and options.cost_size:
         costs = measure.cost_rows(options)

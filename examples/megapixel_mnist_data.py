@@ -19,6 +19,7 @@ DIGIT = 28  # pixels along the side of a digit, and of a line pattern
 PER_IMAGE = 5  # digits on an image
 MAJORITY = 3  # how many of them are of the image's class
 N_LINES = 256  # line patterns that noise is drawn from
+N_PAIRS = 50  # patterns of the paper's noise
 
 MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
@@ -152,21 +153,25 @@ def _checked(x_train, y_train, x_test, y_test):
 class MegapixelMNIST:
     """`n` images of `size` x `size` pixels made of `digits`; `seed` (an int or a tuple of ints) decides them all.
 
+    With `paper` as in the paper's code: the two other digits may be of one class, and noise is pairs of lines, whose
+    boxes cover what they fall on.
+
     Stored: `digit_ids` (n, 5) and their top left corners `digit_at` (n, 5, 2); `line_ids` (n, noise) and `line_at`
     (n, noise, 2).
     """
 
-    def __init__(self, digits, n, size, noise=0, seed=0, low_size=None):
+    def __init__(self, digits, n, size, noise=0, seed=0, low_size=None, paper=False):
         if n < 1:
             raise ValueError(f"a data set needs at least one image, got {n}")
         rng = np.random.default_rng(seed)
-        self.digits, self.size, self.low_size = digits, size, low_size or size // 4
+        self.digits, self.size, self.low_size, self.paper = digits, size, low_size or size // 4, paper
         self.labels = rng.integers(10, size=n)
-        self.digit_ids = _draw_digits(digits.classes, self.labels, rng)
+        self.digit_ids = _draw_digits(digits.classes, self.labels, rng, others_differ=not paper)
         self.digit_at = _scatter(n, size, rng)
-        self.lines = _line_patterns()
+        self.lines = _pair_patterns() if paper else _line_patterns()
         self.line_ids = rng.integers(len(self.lines), size=(n, noise))
-        self.line_at = rng.integers(size - DIGIT + 1, size=(n, noise, 2))
+        edge = DIGIT if paper else 0  # the paper's noise keeps away from the border
+        self.line_at = rng.integers(edge, size - DIGIT + 1 - edge, size=(n, noise, 2))
 
     def __len__(self):
         return len(self.labels)
@@ -177,21 +182,25 @@ class MegapixelMNIST:
         x_low (B, 1, low, low) float32 in [0, 1], x_high (B, 1, size, size) uint8, labels (B,) int64.
         """
         x_high = np.zeros((len(rows), self.size, self.size), np.uint8)
-        for slot in range(self.line_ids.shape[1]):
-            _paste(x_high, self.lines[self.line_ids[rows, slot]], self.line_at[rows, slot])
         for slot in range(PER_IMAGE):
             _paste(x_high, self.digits.images[self.digit_ids[rows, slot]], self.digit_at[rows, slot])
+        for slot in range(self.line_ids.shape[1]):
+            _paste(x_high, self.lines[self.line_ids[rows, slot]], self.line_at[rows, slot], cover=self.paper)
         return downsample(x_high, self.low_size)[:, None], x_high[:, None], self.labels[rows]
 
 
-def _draw_digits(classes, labels, rng):
+def _draw_digits(classes, labels, rng, others_differ):
     """Per image three digits of its class and two of other classes, as ids (n, 5) into `classes`."""
     by_class = [np.flatnonzero(classes == k) for k in range(10)]
     if min(map(len, by_class)) == 0:
         raise ValueError("the digits must hold every class from 0 to 9")
     wanted = np.repeat(labels[:, None], PER_IMAGE, axis=1)
     # a shift by 1..9 modulo 10 is any class but the image's own; two different shifts keep the two others distinct
-    shifts = np.argsort(rng.random((len(labels), 9)), axis=1)[:, : PER_IMAGE - MAJORITY] + 1
+    others = PER_IMAGE - MAJORITY
+    if others_differ:
+        shifts = np.argsort(rng.random((len(labels), 9)), axis=1)[:, :others] + 1
+    else:
+        shifts = rng.integers(1, 10, size=(len(labels), others))
     wanted[:, MAJORITY:] = (labels[:, None] + shifts) % 10
     ids = np.empty_like(wanted)
     for k, members in enumerate(by_class):
@@ -235,11 +244,28 @@ def _line_patterns():
     return np.round(255 * np.clip(1.6 - distance, 0, 1)).astype(np.uint8)
 
 
-def _paste(images, stamps, at):
-    """Lay `stamps` (B, 28, 28) at corners `at` (B, 2) on `images` (B, H, W) in place; the brighter pixel stays."""
+def _pair_patterns():
+    """(N_PAIRS, 28, 28) uint8: two lines one pixel wide, each from a corner across its box. Always the same ones."""
+    rng = np.random.default_rng(50)
+    patterns = np.zeros((N_PAIRS, DIGIT, DIGIT))
+    along = np.linspace(0, 1, 4 * DIGIT)
+    for _ in range(2):
+        slope = np.tan(rng.uniform(0, np.pi / 2.5, (N_PAIRS, 1)))
+        reach = (DIGIT - 1) / np.maximum(slope, 1)  # to the far side
+        y, x = np.rint(along * reach).astype(int), np.rint(along * reach * slope).astype(int)
+        y, x = (np.where(rng.random((N_PAIRS, 1)) < 0.33, DIGIT - 1 - axis, axis) for axis in (y, x))
+        patterns[np.arange(N_PAIRS)[:, None], y, x] = 1
+    return np.round(255 * patterns * rng.uniform(0.8, 1, patterns.shape)).astype(np.uint8)
+
+
+def _paste(images, stamps, at, cover=False):
+    """Lay `stamps` (B, 28, 28) at corners `at` (B, 2) on `images` (B, H, W) in place.
+
+    Where they meet something, the brighter pixel stays, or with `cover` the stamp's.
+    """
     side = np.arange(DIGIT)
     where = np.arange(len(images))[:, None, None], at[:, 0, None, None] + side[:, None], at[:, 1, None, None] + side
-    images[where] = np.maximum(images[where], stamps)
+    images[where] = stamps if cover else np.maximum(images[where], stamps)
 
 
 def downsample(images, low):

@@ -13,11 +13,17 @@ from pathlib import Path
 import numpy as np
 from megapixel_mnist import backend_module, low_size
 from megapixel_mnist_data import DIGIT, MegapixelMNIST, load_digits
+from megapixel_mnist_recipe import MODELS
 from tqdm import tqdm
 
 VARIANTS = "attention sampling", "whole image"
 PIXELS_PER_BATCH = 3_000_000  # the batch shrinks for large images, or the whole-image variant would take gigabytes
 REPETITIONS = 3
+
+
+def variants(options):
+    """What is measured, the one to compare the others with first."""
+    return MODELS if options.paper else VARIANTS
 
 
 def sizes(options):
@@ -57,22 +63,22 @@ def measure(options, size):
     common = {"size": size, "batch_size": len(images), "threads": options.threads}
     return [
         {"variant": variant, **common, **times[variant], **_memory_in_subprocess(options, variant)}
-        for variant in VARIANTS
+        for variant in variants(options)
     ]
 
 
 def _images(options, digits):
     """A data set of one batch, as large as the batch size and `PIXELS_PER_BATCH` allow."""
     n = max(1, min(options.batch_size, PIXELS_PER_BATCH // options.size**2))
-    return MegapixelMNIST(digits, n, options.size, options.noise, options.seed, low_size(options))
+    return MegapixelMNIST(digits, n, options.size, options.noise, options.seed, low_size(options), options.paper)
 
 
 def _times(options, images):
     """variant -> {"train_s", "infer_s"} per image: medians of alternated repetitions, after one to warm up."""
     backend = backend_module(options).Backend(options, steps=1)
     batch = images.batch(np.arange(len(images)))
-    jobs = [(variant, backend.costs(variant, *batch)) for variant in VARIANTS]
-    seconds = {variant: {"train_s": [], "infer_s": []} for variant in VARIANTS}
+    jobs = [(variant, backend.costs(variant, *batch)) for variant in variants(options)]
+    seconds = {variant: {"train_s": [], "infer_s": []} for variant in variants(options)}
     for repetition in range(REPETITIONS + 1):
         for variant, functions in jobs:
             for name, function in zip(seconds[variant], functions, strict=True):

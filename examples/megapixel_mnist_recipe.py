@@ -17,6 +17,26 @@ FEATURE_NORM = 32.0
 UNIFORM_SHARE = 0.01  # part of the attention that is spread evenly, so that no cell is ever out of reach
 WARMUP_STEPS = 100
 
+# What --paper sets: the paper's experiment, and how it is trained here (docs/megapixel_mnist.md).
+PAPER = {
+    "size": 1500,
+    "noise": 50,
+    "digits": "mnist",
+    "n_train": 5000,
+    "n_test": 1000,
+    "fresh": False,
+    "downsample": 25 / 3,  # 1500 to 180
+    "patch_size": 50,
+    "n_patches": 10,
+    "entropy": 1e-4,
+    "epochs": 25,
+    "batch_size": 16,
+    "lr": 2e-3,
+}
+# Models of --paper: attention sampling and what it is compared with (megapixel_mnist_paper.py)
+MODELS = "attention", "uniform", "mil", "whole", "downsampled"
+SAMPLING = "attention", "uniform"  # those that draw patches
+
 
 class Look(NamedTuple):
     """What the network saw on a batch, as NumPy arrays, for the figures."""

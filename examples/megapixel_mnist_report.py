@@ -1,5 +1,7 @@
 """Figures and the cost table of a Megapixel-MNIST run."""
 
+from itertools import groupby
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -100,21 +102,23 @@ def _colour(labels, look, b):
 
 
 def cost_table(costs):
-    """Markdown table of the rows from `megapixel_mnist_measure.measure`, with the factor saved for each image size."""
+    """Markdown table of the rows from `megapixel_mnist_measure.measure`, with the factors saved for each image size."""
     if not costs:
         return "Time and memory were not measured.\n"
     columns = "training step, ms/image | inference, ms/image | peak memory training, MiB | peak memory inference, MiB"
     lines = [f"| image | batch | variant | {columns} |", "|---|---|---|---:|---:|---:|---:|"]
     keys = (("train_s", 1e3), ("infer_s", 1e3), ("train_bytes", 2**-20), ("infer_bytes", 2**-20))
-    for sampled, whole in zip(costs[::2], costs[1::2], strict=True):
-        for row in (sampled, whole):
+    for _, group in groupby(costs, key=lambda row: row["size"]):
+        rows = list(group)
+        for row in rows:
             values = " | ".join(f"{row[key] * unit:.1f}" for key, unit in keys)
             lines.append(f"| {row['size']} x {row['size']} | {row['batch_size']} | {row['variant']} | {values} |")
-        # what is below the page size or the clock's resolution cannot be compared
-        factors = " | ".join(
-            f"{whole[key] / max(sampled[key], 4096 if 'bytes' in key else 1e-9):.1f}x" for key, _ in keys
-        )
-        lines.append(f"| | | *saved* | {factors} |")
+        for other in rows[1:]:
+            # what is below the page size or the clock's resolution cannot be compared
+            factors = " | ".join(
+                f"{other[key] / max(rows[0][key], 4096 if 'bytes' in key else 1e-9):.1f}x" for key, _ in keys
+            )
+            lines.append(f"| | | *saved against {other['variant']}* | {factors} |")
     threads = costs[0]["threads"]
     note = (
         "Same feature network, same images. Times: medians of alternated repetitions in one process, "

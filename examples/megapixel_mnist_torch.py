@@ -1,5 +1,8 @@
 """The Megapixel-MNIST classifier in PyTorch: the networks, and what the training loop asks of a backend."""
 
+from argparse import Namespace
+
+import megapixel_mnist_paper as paper
 import torch
 from megapixel_mnist_recipe import (
     CLASSES,
@@ -78,6 +81,10 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    @property
+    def regularization(self):
+        return self.ats.regularization
+
     def forward(self, x_low, x_high, rng=None):
         return self.head(self.ats(x_low, x_high, rng=rng).features)
 
@@ -95,8 +102,13 @@ class Backend:
     def __init__(self, options, steps):
         torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
-        self.model = Classifier(options)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        self.options = options
+        if options.paper:
+            self.model = paper.Classifier(options)
+            self.optimizer = paper.optimizer(self.model, options.lr)
+        else:
+            self.model = Classifier(options)
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_and_cosine(step, steps))
 
     def train_step(self, x_low, x_high, labels, rng):
@@ -105,7 +117,7 @@ class Backend:
         x_low, x_high, labels = map(torch.from_numpy, (x_low, x_high, labels))
         loss = F.cross_entropy(self.model(x_low, x_high, rng), labels)
         self.optimizer.zero_grad()
-        (loss + self.model.ats.regularization).backward()
+        (loss + self.model.regularization).backward()
         self.optimizer.step()
         self.schedule.step()
         return loss.item()
@@ -147,19 +159,24 @@ class Backend:
     def costs(self, variant, x_low, x_high, labels):
         """(training step, inference) on one batch, as functions without arguments.
 
-        `variant` is "attention sampling" or "whole image", see `Classifier`.
+        `variant` is "attention sampling" or "whole image", see `Classifier`; with --paper a model's name.
         """
-        forward = {"attention sampling": self.model, "whole image": self.model.whole_image}[variant]
+        model, optimizer = self.model, self.optimizer
+        if self.options.paper:
+            forward = model = paper.Classifier(Namespace(**{**vars(self.options), "model": variant}))
+            optimizer = paper.optimizer(model, self.options.lr)
+        else:
+            forward = {"attention sampling": model, "whole image": model.whole_image}[variant]
         x_low, x_high, labels = map(torch.from_numpy, (x_low, x_high, labels))
 
         def train():
-            self.model.train()
-            self.optimizer.zero_grad()
+            model.train()
+            optimizer.zero_grad()
             F.cross_entropy(forward(x_low, x_high), labels).backward()
-            self.optimizer.step()
+            optimizer.step()
 
         def infer():
-            self.model.eval()
+            model.eval()
             with torch.inference_mode():
                 forward(x_low, x_high)
 
