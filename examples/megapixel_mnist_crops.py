@@ -67,12 +67,13 @@ def feature_maxima(responses, batch, origins, side):
     Equal to `responses(windows).amax((2, 3))`, pixels beyond the image black, as long as a window has a black part.
     """
     n = origins.shape[1]
+    dtype = next(responses.parameters()).dtype
     positions = side - MARGIN  # responses of a window along its side
     block = batch.crops.shape[-1] - MARGIN  # those of a crop
     offset = origins[:, :, None] - batch.at[:, None]  # (B, n, 5, 2) where the window begins in the crop's responses
     image, window, digit = ((offset < block) & (offset > -positions)).all(3).nonzero(as_tuple=True)
     shown, crop_of_pair = torch.unique(image * PER_IMAGE + digit, return_inverse=True)
-    crops = (batch.crops.flatten(0, 1)[shown].float() / 255).contiguous(memory_format=torch.channels_last)
+    crops = (batch.crops.flatten(0, 1)[shown].to(dtype) / 255).contiguous(memory_format=torch.channels_last)
     black = crops.new_zeros(1, 1, RECEPTIVE_FIELD, RECEPTIVE_FIELD)
     with torch.no_grad():
         nothing = responses(black).flatten()

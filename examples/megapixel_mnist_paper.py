@@ -25,7 +25,7 @@ MIL_WIDTH = 128  # hidden units of deep MIL's attention
 # Times the learning rate of the feature network. Features have length 1 and the few patches with digits are a tenth of the
 # sample at first: a head that learns as slowly as the convolutions gives them next to no gradient for hundreds of epochs.
 HEAD_RATE = 15.0
-ATTENTION_RATE = 5.0
+ATTENTION_RATE = 1.5
 SHRINK = 2  # by which the images of "downsampled" are reduced
 
 

@@ -19,6 +19,7 @@ import time
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from ats_core.torch import MultinomialEntropy, expectation, patch_origins, sampl
 SIZE, LOW = 500, 60
 N_TRAIN, N_TEST = 2000, 500
 BIASED = "reference"  # the estimator of the paper's code: its gradient is not that of the value's expectation
-NOISE_DRAWS, NOISE_IMAGES = 16, 64  # for the variance of the gradient
+NOISE_DRAWS, NOISE_IMAGES = 12, 32  # for the variance of the gradient
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ RUNS = {
     "reference_gradient": replace(OURS, estimator=BIASED),
     "reference_murthy": replace(REFERENCE, estimator="murthy"),
     "head_rate_1": replace(OURS, head_rate=1),
-    "attention_rate_1": replace(OURS, attention_rate=1),
+    "attention_rate_5": replace(OURS, attention_rate=5),
+    "attention_rate_5_entropy_0.01_at_first": replace(OURS, attention_rate=5, entropy_at_first=0.01),
     "batch_128": replace(OURS, batch_size=128),
     "patches_5": replace(OURS, n_patches=5),
     "patches_20": replace(OURS, n_patches=20),
@@ -114,10 +116,20 @@ def _before(values):
     return values.cumsum(1) - values
 
 
+@lru_cache(maxsize=2)  # one process trains several runs of a seed
+def load_crops(digits_file, seed, shrink):
+    """The training and the test images of a seed."""
+    digits, counts = load_digits("mnist", digits_file), (N_TRAIN, N_TEST)
+    return tuple(
+        crop_images(MegapixelMNIST(part, n, SIZE, 0, (seed, split, 0), LOW, paper=True), shrink)
+        for split, (part, n) in enumerate(zip(digits, counts, strict=True))
+    )
+
+
 class Training:
     """One model and its optimiser on the crops; `history` has a dictionary per epoch."""
 
-    def __init__(self, setting, seed, digits):
+    def __init__(self, setting, seed, digits_file=None):
         self.setting, self.seed = setting, seed
         torch.set_num_threads(1)
         torch.manual_seed(seed)
@@ -127,11 +139,7 @@ class Training:
         self.model.feature.to(memory_format=torch.channels_last)
         shrink = paper.SHRINK if setting.model == "downsampled" else 1
         self.side = SIZE // shrink
-        counts = N_TRAIN, N_TEST
-        self.train, self.test = (
-            crop_images(MegapixelMNIST(part, n, SIZE, 0, (seed, split, 0), LOW, paper=True), shrink)
-            for split, (part, n) in enumerate(zip(digits, counts, strict=True))
-        )
+        self.train, self.test = load_crops(digits_file, seed, shrink)
         rates = setting.lr, setting.head_rate, setting.attention_rate
         self.optimizer = paper.optimizer(self.model, *rates)
         steps = setting.epochs * -(-N_TRAIN // setting.batch_size)
@@ -253,6 +261,11 @@ def take(batch, rows):
     return Batch(*(tensor[rows] for tensor in batch))
 
 
+def done(record, until):
+    history = record["history"]
+    return len(history) >= record["setting"]["epochs"] or (history and history[-1]["test_error"] <= until)
+
+
 def train(name, seed, command):
     """Train one run from where it is to its end."""
     setting = RUNS[name]
@@ -260,16 +273,16 @@ def train(name, seed, command):
     record = json.loads(path.read_text()) if path.is_file() else {"setting": asdict(setting), "history": []}
     if {**record["setting"], "epochs": 0} != {**asdict(setting), "epochs": 0}:
         raise SystemExit(f"{path} holds a run of another setting, {record['setting']}; choose another --out")
-    if len(record["history"]) >= record["setting"]["epochs"]:
+    if done(record, command.until):
         return
-    training = Training(setting, seed, load_digits("mnist", command.digits_file))
+    training = Training(setting, seed, command.digits_file)
     training.history = record["history"]
     if training.history:
         state = torch.load(state_path, weights_only=True)
         for part, thing in training.parts().items():
             thing.load_state_dict(state[part])
-    for epoch in range(len(training.history) + 1, setting.epochs + 1):
-        noise = {}
+    while not done(record, command.until):
+        epoch, noise = len(training.history) + 1, {}
         if name in command.noise and epoch % 2:
             noise = {"gradient_noise": training.gradient_noise()}
         entry = {**training.train_epoch(epoch), **training.evaluate(), **noise}
@@ -293,6 +306,7 @@ def read_command(argv):
     p.add_argument(
         "--noise", nargs="+", choices=RUNS, default=[], help="runs in which the gradient's variance is taken"
     )
+    p.add_argument("--until", type=float, default=0.0, help="stop a run at this test error (default: train to the end)")
     p.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each (default: 1)")
     command = p.parse_args(argv)
     command.work = command.work or command.out

@@ -21,8 +21,12 @@ for module in ("torch", "sklearn", "scipy", "matplotlib", "tqdm"):
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import megapixel_mnist as program
+import megapixel_mnist_crops as crops
 import megapixel_mnist_data as data
 import megapixel_mnist_measure as measure
+import megapixel_mnist_paper as paper
+import megapixel_mnist_paper_report as paper_report
+import megapixel_mnist_paper_study as paper_study
 import megapixel_mnist_study as study
 import megapixel_mnist_torch
 import torch
@@ -297,13 +301,229 @@ def test_keras_costs(keras_backend, digits):
         assert not all(map(np.array_equal, before, model.get_weights()))
 
 
+# ------------------------------------------------------------------------------------------------------------- the paper
+
+PAPER_TINY = [*TINY, "--paper", "--digits=sklearn", "--noise=2", "--n-train=8", "--n-test=4", "--batch-size=4"]
+
+
+def test_paper_sets_the_papers_experiment(tmp_path):
+    """What the 2019 code has by default; a typed option wins, and a resumed run needs no --paper."""
+    options, _ = program.read_options(["--paper", "--out", str(tmp_path)])
+    expected = {"size": 1500, "noise": 50, "n_patches": 10, "patch_size": 50, "n_train": 5000, "n_test": 1000}
+    expected |= {"entropy": 1e-4, "fresh": False, "digits": "mnist", "estimator": "murthy"}
+    assert expected.items() <= vars(options).items() and program.low_size(options) == 180
+    options, _ = program.read_options(["--paper", "--size=500", "--noise=0", "--out", str(tmp_path)])
+    assert (options.size, options.noise, options.n_patches, program.low_size(options)) == (500, 0, 10, 60)
+    trained(tmp_path, *PAPER_TINY, "--epochs=1", "--model=mil")
+    options, _ = program.read_options(["--resume", "--out", str(tmp_path)])
+    assert options.paper and options.model == "mil"
+
+
+def test_paper_networks():
+    """The layers and numbers of the paper's code."""
+    options, _ = program.read_options(["--paper", "--out", "unused"])
+    model = paper.Classifier(options)
+    shapes = [tuple(p.shape) for p in model.parameters() if p.dim() > 1]
+    features = [(32, 1, 7, 7), (32, 32, 3, 3), (32, 32, 3, 3), (32, 32, 3, 3)]
+    assert shapes == [*features, (8, 1, 3, 3), (8, 8, 3, 3), (1, 8, 3, 3), (10, 32)]
+    attention = model.ats.attention(torch.rand(2, 1, 180, 180))
+    assert attention.shape == (2, 180, 180) and attention.min() >= 1e-5 / 180**2
+    torch.testing.assert_close(attention.sum((1, 2)), torch.ones(2))
+    seen = model.feature(torch.rand(3, 1, 50, 50))
+    assert seen.shape == (3, 32)
+    torch.testing.assert_close(seen.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("model", program.MODELS)
+def test_paper_models_train(model, tmp_path):
+    """One gradient step changes every weight, and the step is for the label: with enough of them the loss falls."""
+    options, _ = program.read_options([*PAPER_TINY, "--out", str(tmp_path), "--model", model, "--lr=1e-3"])
+    run = program.Run(options, bar=False)
+    batch = run.images(run.train_digits, 4, "train").batch(np.arange(4))
+    # with biases at 0 a sample of black patches alone has no gradient to the convolutions
+    for weight in run.backend.model.parameters():
+        if weight.dim() == 1:
+            torch.nn.init.normal_(weight, 0, 0.1)
+    before = [weight.clone() for weight in run.backend.model.parameters()]
+    losses = [run.backend.train_step(*batch, (3, 4 * step)) for step in range(10)]
+    assert not any(map(torch.equal, before, run.backend.model.parameters()))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_paper_writes_what_the_program_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "MODELS", ("attention", "mil"))  # a process each
+    assert program.main([*PAPER_TINY, "--epochs=1", "--cost-size=1", "--out", str(tmp_path / "a")]) == 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == WRITTEN
+    costs = json.loads((tmp_path / "a" / "results.json").read_text())["costs"]
+    assert [row["variant"] for row in costs] == ["attention", "mil"]
+    assert all(row["train_s"] > 0 and row["infer_s"] > 0 and row["train_bytes"] > 0 for row in costs)
+    table = (tmp_path / "a" / "table.md").read_text()
+    assert "| attention |" in table and "*saved against mil*" in table
+    program.report(trained(tmp_path / "b", *PAPER_TINY, "--epochs=1", "--model=whole"))
+    assert {path.name for path in (tmp_path / "b").iterdir()} == WRITTEN - {"overlay.png", "patches.png"}
+
+
+def test_deep_mil_covers_the_image():
+    seen = torch.zeros(130, 130)
+    for y, x in paper.grid_origins(130, 50).tolist():
+        seen[y : y + 50, x : x + 50] += 1
+    assert seen.min() == seen.max() == 1
+
+
+@pytest.fixture(scope="module")
+def dark(digits):
+    """Images without noise, as such and as crops; some digits stand close to each other and to the border."""
+    images = data.MegapixelMNIST(digits[0], 3, 130, 0, 5, 16, paper=True)
+    return images.batch(np.arange(3)), crops.crop_images(images), crops.crop_images(images, 2)
+
+
+@pytest.mark.parametrize("case", ["patches", "whole", "downsampled"])
+def test_crops_give_the_features_of_whole_patches(case, dark):
+    """And their gradients, for patches with digits, parts of digits and none, beyond the border too."""
+    (_, x_high, _), batch, reduced = dark
+    images = torch.from_numpy(x_high).double() / 255
+    batch = batch if case != "downsampled" else reduced
+    generator = torch.Generator().manual_seed(0)
+    origins = torch.randint(-40, 125, (3, 12, 2), generator=generator)
+    side = 50
+    if case != "patches":
+        origins, side = torch.zeros(3, 1, 2, dtype=torch.int64), 130
+    if case == "downsampled":
+        images, side = torch.nn.functional.avg_pool2d(images, 2), 65
+    network = paper.FeatureNetwork().double()
+    for bias in (layer.bias for layer in network.responses if isinstance(layer, torch.nn.Conv2d)):
+        torch.nn.init.normal_(bias, 0, 0.1)  # so that black answers something
+    windows = paper.extract_patches(images, origins, side).flatten(0, 1)
+    expected = network(windows).unflatten(0, origins.shape[:2])
+    weights = torch.rand(expected.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad((expected * weights).sum(), list(network.parameters()))
+    result = crops.features(network, batch, origins, side)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad((result * weights).sum(), list(network.parameters())), gradients, rtol=1e-8, atol=1e-10
+    )
+
+
+def test_crops_refuse_noise(digits):
+    with pytest.raises(ValueError, match="without noise"):
+        crops.crop_images(data.MegapixelMNIST(digits[0], 2, 130, 3))
+
+
+@pytest.fixture
+def small_study(monkeypatch, digits, tmp_path):
+    """The study at tiny settings, and its words on the command line."""
+    for name, value in {
+        "SIZE": 150,
+        "LOW": 18,
+        "N_TRAIN": 24,
+        "N_TEST": 12,
+        "NOISE_DRAWS": 2,
+        "NOISE_IMAGES": 4,
+    }.items():
+        monkeypatch.setattr(paper_study, name, value)
+    paper_study.load_crops.cache_clear()
+    yield ["--digits-file", str(npz(tmp_path, digits)[0])]
+    paper_study.load_crops.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["murthy", "iid", "reference", *program.MODELS[1:]])
+def test_study_trains_the_same_model_as_the_program(name, small_study):
+    """Logits and gradients from crops are those of `Classifier` from whole images."""
+    training = paper_study.Training(paper_study.RUNS[name], 3, small_study[1])
+    for weight in training.model.parameters():
+        if weight.dim() == 1:
+            torch.nn.init.normal_(weight, 0, 0.1)
+    images = data.MegapixelMNIST(data.load_digits("mnist", small_study[1])[0], 24, 150, 0, (3, 0, 0), 18, paper=True)
+    x_low, x_high, labels = map(torch.from_numpy, images.batch(np.arange(6)))
+    batch = paper_study.take(training.train, slice(6))
+    torch.testing.assert_close(batch.labels, labels)
+    logits, gradients = [], []
+    for forward in (lambda: training.model(x_low, x_high, (3, 9)), lambda: training.forward(batch, (3, 9))[0]):
+        logits.append(forward())
+        loss = torch.nn.functional.cross_entropy(logits[-1], labels)
+        gradients.append(torch.autograd.grad(loss, list(training.model.parameters())))
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+    if name == "reference":  # the value is the same, the gradient is not
+        assert not torch.allclose(gradients[0][8], gradients[1][8], rtol=0.1)
+    else:
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_of_the_reference_is_biased():
+    """Over all ordered draws of 2 of 4 cells: `des_raj` is right at the logits, the 2019 code's gradient is not."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    features = torch.randn(4, 3, dtype=torch.float64)
+    worth = torch.randn(3, dtype=torch.float64)
+    attention = torch.softmax(logits, 0)
+    (exact,) = torch.autograd.grad(attention @ features @ worth, logits, retain_graph=True)
+    means = {}
+    for name, expect in {
+        "des_raj": lambda f, a: paper_study.expectation(f, a, estimator="des_raj"),
+        "reference": paper_study.BiasedExpectation.apply,
+    }.items():
+        value, gradient = 0.0, 0.0
+        for i, j in ((i, j) for i in range(4) for j in range(4) if i != j):
+            probability = (attention[i] * attention[j] / (1 - attention[i])).item()
+            estimate = expect(features[None, [i, j]], attention[None, [i, j]])[0] @ worth
+            value += probability * estimate.item()
+            gradient += probability * torch.autograd.grad(estimate, logits, retain_graph=True)[0]
+        assert value == pytest.approx((attention @ features @ worth).item(), abs=1e-12), name
+        means[name] = gradient
+    torch.testing.assert_close(means["des_raj"], exact, rtol=0, atol=1e-12)
+    assert (means["reference"] - exact).norm() > 0.05 * exact.norm()
+
+
+def test_study_stops_resumes_and_reports(small_study, tmp_path, monkeypatch, capsys):
+    runs = {
+        name: paper_study.Setting(epochs=3, model=model) for name, model in (("murthy", "attention"), ("whole",) * 2)
+    }
+    monkeypatch.setattr(paper_study, "RUNS", runs)
+
+    def curves(folder, *words):
+        words = [*small_study, "--out", str(tmp_path / folder), *words, "--noise", "murthy"]
+        for name in runs:
+            paper_study.train(name, 0, paper_study.read_command(words))
+        histories = [json.loads((tmp_path / folder / f"{name}-0.json").read_text())["history"] for name in runs]
+        return [[{key: e[key] for key in e if not key.endswith("_s")} for e in history] for history in histories]
+
+    assert [len(curve) for curve in curves("stopped", "--until", "1")] == [1, 1]
+    resumed = curves("stopped")
+    assert [len(curve) for curve in resumed] == [3, 3] and resumed == curves("whole")
+    words = ["--runs", str(tmp_path / "whole"), "--out", str(tmp_path), "--figures", str(tmp_path / "figures")]
+    costs = [
+        {"variant": name, "size": 500, "batch_size": 1, "threads": 1, "train_bytes": 10, "infer_bytes": 5}
+        | {"train_s": 0.1 + i, "infer_s": 0.05 + i}
+        for i, name in enumerate(program.MODELS)
+    ]
+    (tmp_path / "costs.json").write_text(json.dumps({"costs": costs}))
+    assert paper_report.main([*words, "--costs", str(tmp_path / "costs.json")]) == 0
+    text = (tmp_path / "megapixel_mnist_paper.md").read_text()
+    assert capsys.readouterr().out.endswith(text + "\n")
+    assert "| murthy | 0 | 3 |" in text and "| epochs done |" in text and "| 500 x 500 | 1 | mil |" in text
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "megapixel_mnist_paper_curves.png",
+        "megapixel_mnist_paper_costs.png",
+    }
+
+
+@pytest.mark.parametrize(
+    "words", ["--jobs 0", "--seeds -1", "--digits-file /nope", "--runs none", "--out /proc/nope/x"]
+)
+def test_bad_option_of_the_paper_study(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        paper_study.main(["--out", str(tmp_path), *words.split()])
+    assert stop.value.code == 2
+    assert words.split()[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 # ------------------------------------------------------------------------------------------------------------- bad input
 
 BAD = """--lr inf|--lr nan|--lr 0|--lr -1|--lr x|--entropy nan|--entropy inf|--entropy -1|--seed -1|--size 100000000|--size 50
 --size 1e3|--n-train 1000000000000|--n-train 0|--n-test 0|--noise 1000000000|--noise -1|--threads 100000|--threads 0
 --epochs 0|--batch-size 0|--n-patches 0|--n-patches 9999|--patch-size 4|--patch-size 500|--downsample nan|--cost-size -1
 --downsample 0|--downsample 100|--estimator iid --n-patches 1|--estimator none|--backend none|--digits none
---cost-size 1000000000|--digits-file here|--digits mnist --digits-file /nope|--unknown 1|--seed 9223372036854775808"""
+--paper --backend keras|--model mil|--paper --model none|--cost-size 1000000000|--digits-file here|--digits mnist --digits-file /nope|--unknown 1|--seed 9223372036854775808"""
 
 
 @pytest.mark.parametrize("words", re.split(r"[|\n]", BAD))
@@ -462,6 +682,22 @@ def test_composition(digits, size):
         for (top, left), digit in zip(at[row], images.digit_ids[row], strict=True):
             box = x_high[b, 0, top : top + 28, left : left + 28]
             assert (box >= digits[0].images[digit]).all()  # a line may cross it
+
+
+def test_composition_of_the_paper(digits):
+    """Noise is pairs of lines, away from the border, that cover what they fall on."""
+    images = data.MegapixelMNIST(digits[0], 200, 300, noise=20, seed=1, paper=True)
+    assert images.line_at.min() >= 28 and images.line_at.max() <= 300 - 56
+    assert images.lines.shape == (50, 28, 28)
+    ink = images.lines > 0
+    assert images.lines[ink].min() >= 0.8 * 255 - 1 and ((ink.sum((1, 2)) >= 27) & (ink.sum((1, 2)) <= 112)).all()
+    _, x_high, _ = images.batch(np.arange(200))
+    for image, ids, at in zip(x_high[:, 0], images.line_ids, images.line_at, strict=True):
+        top, left = at[-1]
+        np.testing.assert_array_equal(image[top : top + 28, left : left + 28], images.lines[ids[-1]])
+    others = digits[0].classes[images.digit_ids[:, 3:]]
+    assert (others != images.labels[:, None]).all() and (others[:, 0] == others[:, 1]).any()
+    np.testing.assert_array_equal(digits[0].classes[images.digit_ids[:, :3]], images.labels[:, None].repeat(3, 1))
 
 
 @pytest.mark.parametrize(("size", "low"), [(112, 28), (200, 33), (131, 131), (130, 17)])
