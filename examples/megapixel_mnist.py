@@ -52,6 +52,8 @@ AT_MOST = {  # far beyond what is useful; more would end in a crash deep inside 
     "n_train": 1_000_000,
     "n_test": 1_000_000,
     "n_patches": 10_000,
+    "first_patches": 10_000,
+    "first_epochs": 10_000,
     "epochs": 10_000,
     "batch_size": 10_000,
     "threads": 256,
@@ -88,6 +90,8 @@ def parser(suppress_defaults=False):
     add("--downsample", 6.0, "the attention network sees the image reduced by this factor")
     add("--patch-size", 32, "pixels along the side of a patch")
     add("--n-patches", 12, "patches sampled from an image")
+    add("--first-patches", 0, "with --paper: patches in the first epochs, if not 0")
+    add("--first-epochs", 0, "with --paper: how many epochs these are")
     add("--model", MODELS[0], "with --paper: what the feature network looks at", choices=MODELS)
     add("--estimator", "murthy", "how the samples are combined", choices=ESTIMATORS)
     add("--entropy", 0.0, "strength of the regulariser that keeps the attention spread out")
@@ -144,14 +148,17 @@ def check_options(options):
             f"--downsample must be from 1 to {options.size / 8:g} for --size {options.size}, got {options.downsample}"
         )
     cells = low_size(options) ** 2
-    if options.estimator != "iid" and options.n_patches > cells:
-        raise OptionError(f"--n-patches {options.n_patches} is more than the {cells} cells of the attention")
-    if options.estimator == "iid" and options.n_patches < 2:
-        raise OptionError("--estimator iid needs --n-patches of at least 2")
+    for name in ("n_patches", "first_patches"):
+        count = getattr(options, name)
+        if options.estimator != "iid" and count > cells:
+            raise OptionError(f"{flag(name)} {count} is more than the {cells} cells of the attention")
+    if options.estimator == "iid" and min(options.n_patches, options.first_patches or 2) < 2:
+        raise OptionError("--estimator iid needs --n-patches and --first-patches of at least 2")
     if options.paper and options.backend != "torch":
         raise OptionError(f"--paper needs --backend torch, got {options.backend}")
-    if options.model != MODELS[0] and not options.paper:
-        raise OptionError(f"--model {options.model} needs --paper")
+    for name, plain in (("model", MODELS[0]), ("first_patches", 0)):
+        if getattr(options, name) != plain and not options.paper:
+            raise OptionError(f"{flag(name)} {getattr(options, name)} needs --paper")
     if options.digits_file is not None and options.digits != "mnist":
         raise OptionError("--digits-file needs --digits mnist")
     if options.digits_file is not None and not Path(options.digits_file).exists():
@@ -217,6 +224,8 @@ class Run:
         options = self.options
         data = self.images(self.train_digits, options.n_train, "train", epoch if options.fresh else 0)
         order = np.random.default_rng((options.seed, 2, epoch)).permutation(len(data))
+        if options.first_patches:
+            self.backend.draw(options.first_patches if epoch <= options.first_epochs else options.n_patches)
         start = time.perf_counter()
         total = 0.0
         with tqdm(
@@ -235,6 +244,8 @@ class Run:
 
     def evaluate(self):
         """{"test_error"} over the test images, the same images and samples every time."""
+        if self.options.first_patches:
+            self.backend.draw(self.options.n_patches)
         wrong = 0
         for first in range(0, len(self.test), self.options.batch_size):
             rows = np.arange(first, min(first + self.options.batch_size, len(self.test)))

@@ -29,7 +29,7 @@ import torch
 from megapixel_mnist import ESTIMATORS, TEST_STREAM
 from megapixel_mnist_crops import Batch, crop_images, features
 from megapixel_mnist_data import MegapixelMNIST, load_digits
-from megapixel_mnist_recipe import MODELS, PAPER, SAMPLING, warmup_and_cosine
+from megapixel_mnist_recipe import MODELS, PAPER, PAPER_WARMUP, SAMPLING, warmup_and_cosine
 from torch.nn import functional as F
 
 from ats_core.torch import MultinomialEntropy, expectation, patch_origins, sample
@@ -52,34 +52,49 @@ class Setting:
     lr: float = PAPER["lr"]
     head_rate: float = paper.HEAD_RATE
     attention_rate: float = paper.ATTENTION_RATE
+    warmup: float = PAPER_WARMUP  # share of the training, with `cosine`
     cosine: bool = True  # warm up, then fall along a cosine; otherwise the rate is constant
     clip: float = 0.0  # largest norm of the gradient; 0: any
     entropy: float = PAPER["entropy"]
     entropy_at_first: float = 0.0  # this strength at the start, falling to `entropy` within the first half, if not 0
     smooth_at_first: float = 0.0  # this share of even attention at the start, falling to the paper's, if not 0
-    patches_at_first: int = 0  # so many patches for the first epochs, if not 0
-    first_epochs: int = 3
+    first_patches: int = PAPER["first_patches"]  # so many in the first epochs, if not 0
+    first_epochs: int = PAPER["first_epochs"]
 
 
 OURS = Setting()
 # Adam, 128 images a step, rate 1e-3, gradients of norm 1 at most: the defaults of the paper's code
 REFERENCE = Setting(
-    estimator=BIASED, epochs=60, batch_size=128, lr=1e-3, head_rate=1, attention_rate=1, cosine=False, clip=1.0
+    estimator=BIASED,
+    epochs=60,
+    batch_size=128,
+    lr=1e-3,
+    head_rate=1,
+    attention_rate=1,
+    cosine=False,
+    clip=1.0,
+    first_patches=0,
 )
+# With 10 patches throughout: small batches and large steps of the head and the attention
+HASTY = replace(OURS, batch_size=16, first_patches=0)
 RUNS = {
     **{name: replace(OURS, estimator=name) for name in ESTIMATORS},
     "reference": REFERENCE,
     "reference_gradient": replace(OURS, estimator=BIASED),
     "reference_murthy": replace(REFERENCE, estimator="murthy"),
-    "head_rate_1": replace(OURS, head_rate=1),
-    "attention_rate_5": replace(OURS, attention_rate=5),
-    "attention_rate_5_entropy_0.01_at_first": replace(OURS, attention_rate=5, entropy_at_first=0.01),
+    "first_patches_10": replace(OURS, first_patches=0),
+    "head_rate_4": replace(OURS, head_rate=4, attention_rate=1),
+    "head_rate_1": replace(OURS, head_rate=1, attention_rate=1),
     "batch_128": replace(OURS, batch_size=128),
-    "patches_5": replace(OURS, n_patches=5),
-    "patches_20": replace(OURS, n_patches=20),
-    "patches_40_at_first": replace(OURS, patches_at_first=40),
     "entropy_0.01_at_first": replace(OURS, entropy_at_first=0.01),
     "smooth_0.5_at_first": replace(OURS, smooth_at_first=0.5),
+    "patches_5": replace(OURS, n_patches=5),
+    "patches_20": replace(OURS, n_patches=20),
+    "hasty": HASTY,
+    "hasty_horvitz_thompson": replace(HASTY, estimator="horvitz_thompson"),
+    "hasty_attention": replace(HASTY, attention_rate=5),
+    "hasty_attention_entropy": replace(HASTY, attention_rate=5, entropy_at_first=0.01),
+    "hasty_slow_head": replace(HASTY, head_rate=4, attention_rate=1, warmup=0.2),
     **{name: replace(OURS, model=name) for name in MODELS[1:]},
 }
 
@@ -144,7 +159,7 @@ class Training:
         self.optimizer = paper.optimizer(self.model, *rates)
         steps = setting.epochs * -(-N_TRAIN // setting.batch_size)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_and_cosine(step, steps) if setting.cosine else 1.0
+            self.optimizer, lambda step: warmup_and_cosine(step, steps, setting.warmup) if setting.cosine else 1.0
         )
         self.history = []
         self.begin(0.0)
@@ -152,8 +167,8 @@ class Training:
     def begin(self, progress):
         """Set what changes in the course of a training; `progress` is the number of epochs done."""
         setting = self.setting
-        self.early = progress < setting.first_epochs
-        self.n_patches = setting.patches_at_first if self.early and setting.patches_at_first else setting.n_patches
+        early = progress < setting.first_epochs and setting.first_patches
+        self.n_patches = setting.first_patches if early else setting.n_patches
         share = max(0.0, 1 - 2 * progress / setting.epochs)
         self.entropy = setting.entropy + share * max(0.0, setting.entropy_at_first - setting.entropy)
         self.smooth(max(share * setting.smooth_at_first, paper.SMOOTH))

@@ -30,9 +30,12 @@ PAPER = {
     "n_patches": 10,
     "entropy": 1e-4,
     "epochs": 25,
-    "batch_size": 16,
+    "batch_size": 32,
     "lr": 2e-3,
+    "first_patches": 40,
+    "first_epochs": 3,
 }
+PAPER_WARMUP = 0.057  # share of the training in which the learning rate goes up
 # Models of --paper: attention sampling and what it is compared with (megapixel_mnist_paper.py)
 MODELS = "attention", "uniform", "mil", "whole", "downsampled"
 SAMPLING = "attention", "uniform"  # those that draw patches
@@ -48,9 +51,12 @@ class Look(NamedTuple):
     predictions: np.ndarray  # (B,)
 
 
-def warmup_and_cosine(step, steps):
-    """Share of the learning rate at a step: up in the first steps, then down to zero along a cosine."""
-    warmup = min(WARMUP_STEPS, steps // 10)
+def warmup_and_cosine(step, steps, warmup=None):
+    """Share of the learning rate at a step: up in the first steps, then down to zero along a cosine.
+
+    `warmup` is the share of the steps in which it goes up; by default 100 steps and no more than a tenth.
+    """
+    warmup = min(WARMUP_STEPS, steps // 10) if warmup is None else int(warmup * steps)
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -9,6 +9,7 @@ from megapixel_mnist_recipe import (
     FEATURE_LAYERS,
     FEATURE_NORM,
     FEATURES,
+    PAPER_WARMUP,
     UNIFORM_SHARE,
     WIDTH,
     Look,
@@ -103,13 +104,22 @@ class Backend:
         torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
         self.options = options
+        warmup = None
         if options.paper:
+            warmup = PAPER_WARMUP
             self.model = paper.Classifier(options)
             self.optimizer = paper.optimizer(self.model, options.lr)
         else:
             self.model = Classifier(options)
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_and_cosine(step, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: warmup_and_cosine(step, steps, warmup)
+        )
+
+    def draw(self, n_patches):
+        """From now on so many patches an image, if the model draws any."""
+        if hasattr(self.model, "ats"):
+            self.model.ats.sampler.n_patches = n_patches
 
     def train_step(self, x_low, x_high, labels, rng):
         """One optimiser step on a batch; returns the mean cross-entropy."""

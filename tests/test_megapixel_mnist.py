@@ -304,6 +304,7 @@ def test_keras_costs(keras_backend, digits):
 # ------------------------------------------------------------------------------------------------------------- the paper
 
 PAPER_TINY = [*TINY, "--paper", "--digits=sklearn", "--noise=2", "--n-train=8", "--n-test=4", "--batch-size=4"]
+PAPER_TINY += ["--first-patches=6", "--first-epochs=1"]
 
 
 def test_paper_sets_the_papers_experiment(tmp_path):
@@ -317,6 +318,18 @@ def test_paper_sets_the_papers_experiment(tmp_path):
     trained(tmp_path, *PAPER_TINY, "--epochs=1", "--model=mil")
     options, _ = program.read_options(["--resume", "--out", str(tmp_path)])
     assert options.paper and options.model == "mil"
+
+
+def test_paper_draws_more_patches_at_first(tmp_path, monkeypatch):
+    drawn, forward = [], paper.FeatureNetwork.forward
+
+    def count(network, patches):
+        drawn.append(len(patches))
+        return forward(network, patches)
+
+    monkeypatch.setattr(paper.FeatureNetwork, "forward", count)
+    trained(tmp_path, *PAPER_TINY, "--epochs=2")
+    assert drawn == [6 * 4, 6 * 4, 4 * 4] + [4 * 4, 4 * 4, 4 * 4]  # two batches of training, one of the test
 
 
 def test_paper_networks():
@@ -523,7 +536,7 @@ BAD = """--lr inf|--lr nan|--lr 0|--lr -1|--lr x|--entropy nan|--entropy inf|--e
 --size 1e3|--n-train 1000000000000|--n-train 0|--n-test 0|--noise 1000000000|--noise -1|--threads 100000|--threads 0
 --epochs 0|--batch-size 0|--n-patches 0|--n-patches 9999|--patch-size 4|--patch-size 500|--downsample nan|--cost-size -1
 --downsample 0|--downsample 100|--estimator iid --n-patches 1|--estimator none|--backend none|--digits none
---paper --backend keras|--model mil|--paper --model none|--cost-size 1000000000|--digits-file here|--digits mnist --digits-file /nope|--unknown 1|--seed 9223372036854775808"""
+--paper --backend keras|--model mil|--first-patches 3|--paper --first-patches 9999|--paper --model none|--cost-size 1000000000|--digits-file here|--digits mnist --digits-file /nope|--unknown 1|--seed 9223372036854775808"""
 
 
 @pytest.mark.parametrize("words", re.split(r"[|\n]", BAD))
