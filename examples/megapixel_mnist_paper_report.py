@@ -59,24 +59,18 @@ def results_table(runs):
     return "\n".join(lines) + "\n"
 
 
-def noise_table(runs):
-    """Markdown: variance and direction of the gradient to the attention network in the course of a training, or ""."""
-    taken = [
-        (entry["epoch"] - 1, entry["gradient_noise"])
-        for seeds in runs.values()
-        for record in seeds.values()
-        for entry in record["history"]
-        if "gradient_noise" in entry
-    ]
+def noise_table(folder):
+    """Markdown: variance and direction of the gradient to the attention network, where it was taken, or ""."""
+    taken = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("noise/*.json"))}
     if not taken:
         return ""
-    names = list(taken[0][1])
-    lines = ["| epochs done | " + " | ".join(names) + " |", "|---:|" + "---|" * len(names)]
-    for epoch, noise in sorted(taken, key=lambda pair: pair[0]):
-        cells = (
-            f"{noise[name]['attention']['variance']:.2g}; {noise[name]['attention']['cosine']:.2f}" for name in names
-        )
-        lines.append(f"| {epoch} | " + " | ".join(cells) + " |")
+    names = list(next(iter(next(iter(taken.values())).values())))
+    lines = ["| run | epochs done | " + " | ".join(names) + " |", "|---|---:|" + "---|" * len(names)]
+    for run, states in taken.items():
+        for epochs, noise in states.items():
+            numbers = [noise[name]["attention"] for name in names]
+            cells = " | ".join(f"{number['variance']:.2g}; {number['cosine']:.2f}" for number in numbers)
+            lines.append(f"| {run} | {epochs} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -168,7 +162,7 @@ def main(argv=None):
         p.error(f"--runs {command.runs} holds no results")
     for folder in (command.out, command.figures):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = [results_table(runs), noise_table(runs)]
+    parts = [results_table(runs), noise_table(command.runs)]
     curves(runs, command.figures / f"{NAME}_curves.png")
     if costs:
         found = errors(runs)

@@ -37,7 +37,7 @@ from ats_core.torch import MultinomialEntropy, expectation, patch_origins, sampl
 SIZE, LOW = 500, 60
 N_TRAIN, N_TEST = 2000, 500
 BIASED = "reference"  # the estimator of the paper's code: its gradient is not that of the value's expectation
-NOISE_DRAWS, NOISE_IMAGES = 12, 32  # for the variance of the gradient
+NOISE_DRAWS, NOISE_IMAGES = 8, 32  # for the variance of the gradient
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Training:
         """Per estimator and network: variance of the gradient over the draws of patches, relative to the squared norm
         of murthy's mean gradient, and the cosine between the two mean gradients."""
         self.model.train()
-        self.begin(float(len(self.history)))
+        self.n_patches = self.setting.n_patches
         batch = take(self.train, slice(0, NOISE_IMAGES))
         networks = {"attention": self.model.ats.attention, "feature": self.model.feature}
         parameters = {name: list(network.parameters()) for name, network in networks.items()}
@@ -281,32 +281,55 @@ def done(record, until):
     return len(history) >= record["setting"]["epochs"] or (history and history[-1]["test_error"] <= until)
 
 
-def train(name, seed, command):
-    """Train one run from where it is to its end."""
-    setting = RUNS[name]
-    path, state_path = command.out / f"{name}-{seed}.json", command.work / f"{name}-{seed}.pt"
-    record = json.loads(path.read_text()) if path.is_file() else {"setting": asdict(setting), "history": []}
-    if {**record["setting"], "epochs": 0} != {**asdict(setting), "epochs": 0}:
+def read_record(name, seed, command):
+    """{"setting", "history"} of a run as an earlier call left it, or without history."""
+    path, setting = command.out / f"{name}-{seed}.json", asdict(RUNS[name])
+    record = json.loads(path.read_text()) if path.is_file() else {"setting": setting, "history": []}
+    if record["setting"] != setting:
         raise SystemExit(f"{path} holds a run of another setting, {record['setting']}; choose another --out")
-    if done(record, command.until):
-        return
-    training = Training(setting, seed, command.digits_file)
-    training.history = record["history"]
-    if training.history:
-        state = torch.load(state_path, weights_only=True)
+    return record
+
+
+def restore(name, seed, command, history):
+    """The `Training` of a run where it is."""
+    training = Training(RUNS[name], seed, command.digits_file)
+    training.history = history
+    if history:
+        state = torch.load(command.work / f"{name}-{seed}.pt", weights_only=True)
         for part, thing in training.parts().items():
             thing.load_state_dict(state[part])
+    return training
+
+
+def train(name, seed, command):
+    """Train one run from where it is to its end."""
+    record = read_record(name, seed, command)
+    if done(record, command.until):
+        return
+    training = restore(name, seed, command, record["history"])
     while not done(record, command.until):
-        epoch, noise = len(training.history) + 1, {}
-        if name in command.noise and epoch % 2:
-            noise = {"gradient_noise": training.gradient_noise()}
-        entry = {**training.train_epoch(epoch), **training.evaluate(), **noise}
+        epoch = len(training.history) + 1
+        entry = {**training.train_epoch(epoch), **training.evaluate()}
         training.history.append(entry)
-        torch.save({part: thing.state_dict() for part, thing in training.parts().items()}, state_path)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(part, path)
+        state = {part: thing.state_dict() for part, thing in training.parts().items()}
+        torch.save(state, command.work / f"{name}-{seed}.pt")
+        write(command.out / f"{name}-{seed}.json", record)
         print(f"{name} {seed}: epoch {epoch}, loss {entry['loss']:.3f}, error {entry['test_error']:.3f}", flush=True)
+
+
+def take_noise(name, seed, command):
+    """Add the variance of the gradient, where the run is, to its file."""
+    path = command.out / "noise" / f"{name}-{seed}.json"
+    path.parent.mkdir(exist_ok=True)
+    taken = json.loads(path.read_text()) if path.is_file() else {}
+    training = restore(name, seed, command, read_record(name, seed, command)["history"])
+    write(path, {**taken, str(len(training.history)): training.gradient_noise()})
+
+
+def write(path, content):
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
 
 
 def read_command(argv):
@@ -318,9 +341,7 @@ def read_command(argv):
     p.add_argument("--work", type=Path, help="folder for what is needed to go on (default: as --out)")
     p.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    p.add_argument(
-        "--noise", nargs="+", choices=RUNS, default=[], help="runs in which the gradient's variance is taken"
-    )
+    p.add_argument("--noise", action="store_true", help="only take the variance of the runs' gradients where they are")
     p.add_argument("--until", type=float, default=0.0, help="stop a run at this test error (default: train to the end)")
     p.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each (default: 1)")
     command = p.parse_args(argv)
@@ -343,7 +364,8 @@ def main(argv=None):
     command = read_command(argv)
     # spawned, not forked: a framework's thread pool does not survive a fork
     with ProcessPoolExecutor(command.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(train, name, seed, command) for seed in command.seeds for name in command.runs]
+        work = take_noise if command.noise else train
+        futures = [pool.submit(work, name, seed, command) for seed in command.seeds for name in command.runs]
         try:
             for future in as_completed(futures):
                 future.result()

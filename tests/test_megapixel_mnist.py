@@ -495,9 +495,10 @@ def test_study_stops_resumes_and_reports(small_study, tmp_path, monkeypatch, cap
     monkeypatch.setattr(paper_study, "RUNS", runs)
 
     def curves(folder, *words):
-        words = [*small_study, "--out", str(tmp_path / folder), *words, "--noise", "murthy"]
+        command = paper_study.read_command([*small_study, "--out", str(tmp_path / folder), *words])
+        paper_study.take_noise("murthy", 0, command)
         for name in runs:
-            paper_study.train(name, 0, paper_study.read_command(words))
+            paper_study.train(name, 0, command)
         histories = [json.loads((tmp_path / folder / f"{name}-0.json").read_text())["history"] for name in runs]
         return [[{key: e[key] for key in e if not key.endswith("_s")} for e in history] for history in histories]
 
@@ -514,7 +515,7 @@ def test_study_stops_resumes_and_reports(small_study, tmp_path, monkeypatch, cap
     assert paper_report.main([*words, "--costs", str(tmp_path / "costs.json")]) == 0
     text = (tmp_path / "megapixel_mnist_paper.md").read_text()
     assert capsys.readouterr().out.endswith(text + "\n")
-    assert "| murthy | 0 | 3 |" in text and "| epochs done |" in text and "| 500 x 500 | 1 | mil |" in text
+    assert "| murthy | 0 | 3 |" in text and "| murthy-0 | 0 |" in text and "| 500 x 500 | 1 | mil |" in text
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         "megapixel_mnist_paper_curves.png",
         "megapixel_mnist_paper_costs.png",
