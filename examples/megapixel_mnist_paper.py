@@ -22,8 +22,8 @@ FEATURES = 32  # channels of the convolutions, length of a feature vector
 RECEPTIVE_FIELD = 13  # of the feature network's four convolutions
 SMOOTH = 1e-5  # part of the attention that is spread evenly
 MIL_WIDTH = 128  # hidden units of deep MIL's attention
-# Times the learning rate of the feature network. Features have length 1 and the few patches with digits are a tenth of the
-# sample at first: a head that learns as slowly as the convolutions gives them next to no gradient for hundreds of epochs.
+# Times the learning rate of the feature network. Features have length 1, so that the head must grow long for a confident
+# answer; an attention five times as fast lost the digits again before their features meant anything.
 HEAD_RATE = 15.0
 ATTENTION_RATE = 1.5
 SHRINK = 2  # by which the images of "downsampled" are reduced
