@@ -18,6 +18,7 @@ for package in ("ray.data", "imagecodecs", "bokeh", "matplotlib", "PIL", "tqdm")
     pytest.importorskip(package)
 
 from ats_core.attend.local import run_local
+from ats_core.attend.outputs import _hidden
 from ats_core.attend.ray_engine import ATTEMPTS, run_ray
 from ats_core.attend.work import Job, Settings
 from ats_core.command import main
@@ -119,7 +120,7 @@ def test_killed_workers_lose_nothing(cluster, slides, log, model, tmp_path, capf
 
     def kill():
         while not killed and not finished.is_set():
-            if any(out.glob(".a.tif.*.partial")):
+            if any(out.glob(f"{_hidden(out / 'a.tif')}.*")):
                 killed.extend(pid for name, pid, _ in read_log(log) if name == "a.tif")
                 os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.001)
