@@ -160,7 +160,8 @@ def _write(attended: Attended, source: Source, folder: Path, settings: Settings)
         view = attended.thumbnail
     else:
         (folder / "patches").mkdir()
-        limits = _limits(attended.patches)
+        # Of all patches alike; bytes are drawn as they are.
+        limits = None if attended.patches.dtype == np.uint8 else plot.limits_of(attended.patches[..., :3])
         for patch, names in zip(attended.patches, patch_names(attended), strict=True):
             for pixels, name in zip(patch, names, strict=True):
                 picture = plot.draw_image(pixels, size=max(pixels.shape[:2]), limits=limits)
@@ -188,14 +189,6 @@ def _write(attended: Attended, source: Source, folder: Path, settings: Settings)
 
 def _scaled(lengths: Sequence[float], scale: Array) -> list[float]:
     return [length * factor for length, factor in zip(lengths, scale.tolist(), strict=True)]
-
-
-def _limits(patches: Array) -> tuple[float, float] | None:
-    """What is drawn black and white in all patches alike; None: bytes are drawn as they are."""
-    if patches.dtype == np.uint8 or not patches.size:
-        return None
-    low, high = (float(value) for value in np.nanpercentile(patches, plot.PERCENTILES))
-    return (low, high) if high > low else (low, low + 1.0)
 
 
 def _move(partial: Path, folder: Path) -> None:
